@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Two clients that carry described calls over HTTP: one synchronous, one asynchronous.
+
+They are twins on purpose, the only ones here, and a test holds them to the same text. What is asked and what
+an answer means is the service's business; when to ask again is a decision in ``pacing``.
+
+The asynchronous one runs httpx on aiohttp's connection pool, because httpx's own pool costs several times the
+CPU once dozens of connections are open; the figures are in ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from airflow_provider_distribute.exceptions import (
+    ConnectionInvalid,
+    JobNotFound,
+    NotAccepted,
+    OutcomeUnknown,
+)
+from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit
+from airflow_provider_distribute.services import SERVICES
+
+if TYPE_CHECKING:
+    import ssl
+
+    from airflow_provider_distribute.models import ChatRequest, Job, Settings
+    from airflow_provider_distribute.services import Call, Service
+
+__all__ = ["MAX_ANSWER_BYTES", "AsyncClient", "Client"]
+
+log = logging.getLogger(__name__)
+
+#: A larger answer is not read. The largest documented payload is 10 MB.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+#: Seconds for which a request that was not accepted is sent again, unless the caller gives a deadline.
+RESEND_WINDOW = 3600.0
+#: Idle connections stay open this long, in seconds: longer than the usual pause between two looks.
+_KEEPALIVE = 75.0
+_USER_AGENT = "airflow-provider-distribute"
+
+#: What a transport raises when there is no usable answer.
+_NO_ANSWER = (httpx.TransportError, httpx.DecodingError, aiohttp.ClientError, OSError, TimeoutError)
+_NEVER_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+#: aiohttp's own words: httpx-aiohttp calls a connection dropped *after* sending a connect timeout as well.
+_AIOHTTP_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+)
+
+
+class TooLarge(httpx.ReadError):
+    """An answer is larger than we read, or takes longer than the timeout to read."""
+
+
+def never_connected(error: BaseException) -> bool:
+    """Return whether nothing can have reached the service, which makes sending again safe."""
+    if isinstance(error.__cause__, aiohttp.ClientError):
+        return isinstance(error.__cause__, _AIOHTTP_NEVER_CONNECTED)
+    return isinstance(error, _NEVER_CONNECTED)
+
+
+def _kind(error: BaseException) -> str:
+    """Name a failure without its text, which may quote a URL with credentials of a proxy."""
+    return (
+        f"{type(error).__name__} ({type(error.__cause__).__name__})"
+        if error.__cause__
+        else type(error).__name__
+    )
+
+
+class _Wire:
+    """What both clients know: the settings, the service, and how to build and read."""
+
+    def __init__(self, settings: Settings, service: Service, limit: RateLimit) -> None:
+        self.settings = settings
+        self.service = service
+        self.limit = limit
+        self._backoff = Backoff()
+        self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
+
+    @staticmethod
+    def options(settings: Settings, service: Service) -> dict[str, Any]:
+        """Return what ``httpx.Client`` and ``httpx.AsyncClient`` take alike."""
+        return {
+            "base_url": settings.base_url,
+            "headers": {
+                "Authorization": service.authorization(settings),
+                "Accept": "application/json",
+                "User-Agent": _USER_AGENT,
+            },
+            "timeout": httpx.Timeout(settings.timeout, connect=settings.connect_timeout, pool=None),
+            # A key says who we are: cookies could only grow, or tie everybody to one machine of the service.
+            "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # Nothing of ``~/.netrc``; proxies and certificates of the environment are read once, by us.
+            "trust_env": False,
+        }
+
+    def failed_submit(self, error: BaseException) -> NotAccepted | OutcomeUnknown:
+        """Say what a transport's failure means for a submission."""
+        if never_connected(error):
+            return self.service.unreached(_kind(error))
+        return self.service.unanswered(f"did not answer: {_kind(error)}")
+
+    def resend_in(self, error: NotAccepted, *, failures: int, now: float, deadline: float) -> float:
+        """
+        Decide when to send a request again that was not accepted.
+
+        :returns: Seconds to wait.
+        :raises NotAccepted: the same one, when the deadline would pass before.
+        """
+        asked = min(error.retry_after or 0.0, RETRY_AFTER_CAP)
+        wait = max(asked, self._backoff.delay(failures, self._rng))
+        if now + wait > deadline:
+            raise error
+        level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
+        log.log(level, "%s. Sending it again in %.0f s (failure %d in a row).", error, wait, failures)
+        return wait
+
+
+class Client(_Wire):
+    """
+    Submits requests and looks at jobs, synchronously. Usable as a context manager.
+
+    :param settings: The connection.
+    :param limit: A rate limit shared with others; default its own.
+    :param transport: Stands in for the network in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        limit: RateLimit | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        service = SERVICES[settings.service]
+        super().__init__(settings, service, limit or RateLimit(settings.requests_per_second))
+        transport = transport or httpx_transport(settings, httpx.create_ssl_context())
+        self._http = httpx.Client(transport=transport, **self.options(settings, service))
+
+    def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+        """
+        Submit a request.
+
+        A request that was surely not accepted (no connection, 429, 503 with ``Retry-After``) is sent again
+        after a wait; one that was sent and not answered never is.
+
+        :param deadline: Epoch seconds after which it is not sent again; default an hour from now.
+        :returns: The job id.
+        :raises InvalidRequest: nothing was sent.
+        :raises AccessDenied: 401, 402, 403.
+        :raises RequestRefused: 400, 404, 422 and the like.
+        :raises NotAccepted: still not accepted at the deadline.
+        :raises OutcomeUnknown: sent and not answered.
+        """
+        call = self.service.describe_submit(request, self.settings)
+        deadline = time.time() + RESEND_WINDOW if deadline is None else deadline
+        failures = 0
+        while True:
+            while wait := self.limit.take(time.monotonic()):
+                time.sleep(wait)
+            try:
+                job_id = self.submit_once(call)
+            except NotAccepted as error:
+                failures += 1
+                time.sleep(self.resend_in(error, failures=failures, now=time.time(), deadline=deadline))
+            else:
+                return job_id
+
+    def submit_once(self, call: Call) -> str:
+        """
+        Send a described submission once, at once.
+
+        :raises ServiceError: as :meth:`submit`.
+        """
+        try:
+            answer = self._exchange(call)
+        except _NO_ANSWER as error:
+            raise self.failed_submit(error) from error
+        try:
+            job_id = self.service.read_ticket(answer)
+        except NotAccepted as error:
+            self.limit.throttled(time.monotonic(), error.retry_after)
+            raise
+        self.limit.succeeded()
+        return job_id
+
+    def look(self, job_id: str) -> Job:
+        """
+        Look at a job once, at once.
+
+        :raises JobNotFound: the service does not know it (yet).
+        :raises Unavailable: no usable answer; look again later.
+        :raises AccessDenied: 401, 402, 403.
+        :raises RequestRefused: the service will not show it.
+        """
+        try:
+            answer = self._exchange(self.service.describe_look(job_id, self.settings))
+        except _NO_ANSWER as error:
+            raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
+        return self.service.read_job(job_id, answer)
+
+    def probe(self) -> None:
+        """
+        Ask for a job that cannot exist, to see whether the service answers and accepts the key.
+
+        :raises ServiceError: anything but "no such job".
+        """
+        try:
+            self.look(_NO_SUCH_JOB)
+        except JobNotFound:
+            return
+
+    def _exchange(self, call: Call) -> httpx.Response:
+        give_up = time.monotonic() + self.settings.connect_timeout + self.settings.timeout
+        with self._http.stream(call.method, call.path, json=call.body) as answer:
+            body = bytearray()
+            for chunk in answer.iter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES or time.monotonic() > give_up:
+                    raise TooLarge("the answer is too large or too slow", request=answer.request)
+            return _whole(answer, bytes(body))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        """Return the client itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the connections."""
+        self.close()
+
+
+class AsyncClient(_Wire):
+    """
+    Submits requests and looks at jobs, asynchronously. Usable as a context manager.
+
+    Make it with :meth:`open` on an event loop that others share: loading the certificates takes tens of
+    milliseconds.
+
+    :param settings: The connection.
+    :param limit: A rate limit shared with others; default its own.
+    :param transport: Stands in for the network in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        limit: RateLimit | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        service = SERVICES[settings.service]
+        super().__init__(settings, service, limit or RateLimit(settings.requests_per_second))
+        transport = transport or aiohttp_transport(settings, httpx.create_ssl_context())
+        self._http = httpx.AsyncClient(transport=transport, **self.options(settings, service))
+
+    @classmethod
+    async def open(cls, settings: Settings, *, limit: RateLimit | None = None) -> AsyncClient:
+        """Make a client without blocking the event loop."""
+        certificates = await asyncio.to_thread(httpx.create_ssl_context)
+        return cls(settings, limit=limit, transport=aiohttp_transport(settings, certificates))
+
+    async def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+        """
+        Submit a request.
+
+        A request that was surely not accepted (no connection, 429, 503 with ``Retry-After``) is sent again
+        after a wait; one that was sent and not answered never is.
+
+        :param deadline: Epoch seconds after which it is not sent again; default an hour from now.
+        :returns: The job id.
+        :raises InvalidRequest: nothing was sent.
+        :raises AccessDenied: 401, 402, 403.
+        :raises RequestRefused: 400, 404, 422 and the like.
+        :raises NotAccepted: still not accepted at the deadline.
+        :raises OutcomeUnknown: sent and not answered.
+        """
+        call = self.service.describe_submit(request, self.settings)
+        deadline = time.time() + RESEND_WINDOW if deadline is None else deadline
+        failures = 0
+        while True:
+            while wait := self.limit.take(time.monotonic()):  # noqa: ASYNC110  time, not an event, opens it
+                await asyncio.sleep(wait)
+            try:
+                job_id = await self.submit_once(call)
+            except NotAccepted as error:
+                failures += 1
+                await asyncio.sleep(
+                    self.resend_in(error, failures=failures, now=time.time(), deadline=deadline)
+                )
+            else:
+                return job_id
+
+    async def submit_once(self, call: Call) -> str:
+        """
+        Send a described submission once, at once.
+
+        :raises ServiceError: as :meth:`submit`.
+        """
+        try:
+            answer = await self._exchange(call)
+        except _NO_ANSWER as error:
+            raise self.failed_submit(error) from error
+        try:
+            job_id = self.service.read_ticket(answer)
+        except NotAccepted as error:
+            self.limit.throttled(time.monotonic(), error.retry_after)
+            raise
+        self.limit.succeeded()
+        return job_id
+
+    async def look(self, job_id: str) -> Job:
+        """
+        Look at a job once, at once.
+
+        :raises JobNotFound: the service does not know it (yet).
+        :raises Unavailable: no usable answer; look again later.
+        :raises AccessDenied: 401, 402, 403.
+        :raises RequestRefused: the service will not show it.
+        """
+        try:
+            answer = await self._exchange(self.service.describe_look(job_id, self.settings))
+        except _NO_ANSWER as error:
+            raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
+        return self.service.read_job(job_id, answer)
+
+    async def probe(self) -> None:
+        """
+        Ask for a job that cannot exist, to see whether the service answers and accepts the key.
+
+        :raises ServiceError: anything but "no such job".
+        """
+        try:
+            await self.look(_NO_SUCH_JOB)
+        except JobNotFound:
+            return
+
+    async def _exchange(self, call: Call) -> httpx.Response:
+        give_up = time.monotonic() + self.settings.connect_timeout + self.settings.timeout
+        async with self._http.stream(call.method, call.path, json=call.body) as answer:
+            body = bytearray()
+            async for chunk in answer.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES or time.monotonic() > give_up:
+                    raise TooLarge("the answer is too large or too slow", request=answer.request)
+            return _whole(answer, bytes(body))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        """Return the client itself."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the connections."""
+        await self.close()
+
+
+#: A version 4 UUID, as distribute's schema wants it, that no service hands out.
+_NO_SUCH_JOB = "00000000-0000-4000-8000-000000000000"
+
+
+def _whole(answer: httpx.Response, body: bytes) -> httpx.Response:
+    """Return the answer with its body read; it is decoded already, so the encoding headers go."""
+    headers = [
+        (name, value)
+        for name, value in answer.headers.multi_items()
+        if name not in ("content-encoding", "content-length", "transfer-encoding")
+    ]
+    return httpx.Response(answer.status_code, headers=headers, content=body, request=answer.request)
+
+
+def proxy_for(settings: Settings) -> httpx.Proxy | None:
+    """
+    Return the proxy that the environment (``HTTPS_PROXY``, ``NO_PROXY`` and the like) names for a connection.
+
+    :raises ConnectionInvalid: when it is not an HTTP proxy.
+    """
+    target = urlsplit(settings.base_url)
+    proxies = getproxies()
+    named = proxies.get(target.scheme) or proxies.get("all")
+    if not named or proxy_bypass(target.netloc):
+        return None
+    url = named if "://" in named else f"http://{named}"
+    if not url.lower().startswith(("http://", "https://")):
+        kind = url.partition("://")[0]
+        raise ConnectionInvalid(
+            settings.conn_id, [f"the environment names a {kind} proxy for it; only HTTP proxies can be used"]
+        )
+    return httpx.Proxy(url)
+
+
+def httpx_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx.BaseTransport:
+    """Return httpx's own transport."""
+    limits = httpx.Limits(
+        max_connections=settings.max_connections,
+        max_keepalive_connections=settings.max_connections,
+        keepalive_expiry=_KEEPALIVE,
+    )
+    return httpx.HTTPTransport(verify=certificates, limits=limits, proxy=proxy_for(settings))
+
+
+def aiohttp_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    """
+    Return an httpx transport on aiohttp's connection pool.
+
+    aiohttp itself must not trust the environment: it would read ``~/.netrc`` and the proxies anew, in a
+    thread, for every request.
+    """
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=settings.max_connections, keepalive_timeout=_KEEPALIVE, ssl=certificates
+        )
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=certificates, client=session, proxy=proxy_for(settings))

@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What every service has in common: a call is described, an answer is read, and a failure is classified.
+
+Nothing here does I/O. The tables say what a status means; they are the same for both services because
+neither documents more than a handful of statuses.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from airflow_provider_distribute.exceptions import (
+    AccessDenied,
+    InvalidRequest,
+    JobNotFound,
+    NotAccepted,
+    OutcomeUnknown,
+    RequestRefused,
+    ServiceError,
+    Unavailable,
+)
+from airflow_provider_distribute.models import Job, JobError, JobState, Settings, problems_in
+
+if TYPE_CHECKING:
+    import httpx
+
+    from airflow_provider_distribute.models import ChatRequest
+
+#: Characters of the service's own words that errors and logs quote.
+QUOTED_CHARACTERS = 500
+#: Characters of an error body that are searched for those words.
+READ_CHARACTERS = 65536
+#: Ids are opaque, but they go into paths, XComs and trigger rows.
+LONGEST_JOB_ID = 512
+#: Levels of lists and objects in an answer. Whoever stores a result walks it recursively.
+DEEPEST = 100
+#: Numbers from here on are milliseconds, below are seconds: 1e11 s is the year 5138, 1e11 ms is 1973.
+MILLISECONDS_FROM = 1e11
+
+
+class Unreadable(ValueError):
+    """An answer's body is not the JSON object it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """
+    One exchange, described.
+
+    :param method: HTTP method.
+    :param path: Path below the base URL, ids in it already quoted.
+    :param body: JSON body.
+    """
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+
+
+class Params(BaseModel):
+    """Documented body fields of a chat request; a service's subclass lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Service(ABC):
+    """
+    One vendor API. Instances hold no state; :data:`airflow_provider_distribute.services.SERVICES` lists them.
+
+    :cvar name: The connection type.
+    :cvar title: The name people use.
+    :cvar settings: What a connection of this type may say.
+    :cvar params: Body fields a request may have, with their bounds.
+    :cvar states: The service's words for states; any other word means pending.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    settings: ClassVar[type[Settings]]
+    params: ClassVar[type[Params]]
+    states: ClassVar[Mapping[str, JobState]]
+
+    # What goes out ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def authorization(self, settings: Any) -> str:
+        """Return the value of the ``Authorization`` header."""
+
+    @abstractmethod
+    def describe_submit(self, request: ChatRequest, settings: Any) -> Call:
+        """
+        Describe the call that submits a request.
+
+        :raises InvalidRequest: when the service's documentation forbids the request.
+        """
+
+    @abstractmethod
+    def describe_look(self, job_id: str, settings: Any) -> Call:
+        """Describe the call that reads a job's state and result."""
+
+    @abstractmethod
+    def not_found_grace(self, settings: Any) -> float:
+        """Return the seconds for which a 404 on a look means *not yet*; after them the job is lost."""
+
+    def body_of(self, request: ChatRequest, settings: Settings) -> dict[str, Any]:
+        """Return the checked body fields of a request, without what only one service adds."""
+        problems: list[str] = []
+        model = request.model or settings.model
+        if not model:
+            problems.append("model: neither the request nor the connection names one")
+        own = sorted(_OWN_FIELDS & request.params.keys())
+        problems += [f"params.{name}: has its own argument" for name in own]
+        params: Mapping[str, Any] = request.params
+        if not settings.allow_undocumented_params:
+            problems += self.problems_in_messages(request.messages)
+            try:
+                documented = {name: value for name, value in params.items() if name not in own}
+                params = self.params(**documented).model_dump(exclude_unset=True, exclude_none=True)
+            except ValidationError as error:
+                problems += [f"params.{problem}" for problem in problems_in(error)]
+        if problems:
+            raise InvalidRequest([*problems, *self._way_out(problems)])
+        body = {"model": model, "messages": [dict(message) for message in request.messages], **params}
+        return {**body, "metadata": dict(request.metadata)} if request.metadata else body
+
+    def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return one sentence for each thing about the messages that the service's documentation forbids."""
+        return []
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Call:
+        """
+        Describe a POST.
+
+        :raises InvalidRequest: when the body cannot be written as JSON.
+        """
+        try:
+            json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
+        return Call("POST", path, body)
+
+    def askable(self, job_id: str) -> str:
+        """
+        Return a job id that the service may be asked about.
+
+        :raises RequestRefused: for text that no service hands out and that would ask for something else.
+        """
+        if usable_job_id(job_id):
+            return job_id
+        raise RequestRefused(f"{clipped(repr(job_id))} is no job id: nothing was asked", service=self.name)
+
+    def _way_out(self, problems: Sequence[str]) -> list[str]:
+        if not any(problem.startswith(("params.", "messages.")) for problem in problems):
+            return []
+        documented = ", ".join(sorted(self.params.model_fields))
+        return [
+            f"{self.title} documents the params {documented}",
+            "allow_undocumented_params in the connection's extra sends anything all the same",
+        ]
+
+    # What comes back -------------------------------------------------------------------------------
+
+    def read_ticket(self, answer: httpx.Response) -> str:
+        """
+        Read the answer to a submission.
+
+        :returns: The job id.
+        :raises ServiceError: as :func:`submit_error` says.
+        """
+        if answer.is_success:
+            try:
+                job_id = parse_object(answer.content).get("id")
+            except Unreadable as error:
+                raise self.unanswered(
+                    f"answered {answer.status_code} with {error}", answer.status_code
+                ) from None
+            if usable_job_id(job_id):
+                return job_id
+            raise self.unanswered(
+                f"answered {answer.status_code} without a usable job id", answer.status_code
+            )
+        raise self.submit_error(answer)
+
+    def read_job(self, job_id: str, answer: httpx.Response) -> Job:
+        """
+        Read the answer to a look.
+
+        The job carries the id that was asked for: the service need not repeat it.
+
+        :raises ServiceError: as :func:`look_error` says.
+        """
+        if answer.is_success:
+            try:
+                return self.job_from(job_id, parse_object(answer.content))
+            except Unreadable as error:
+                raise self.unavailable(
+                    f"answered {answer.status_code} with {error}", answer.status_code
+                ) from None
+        raise self.look_error(job_id, answer)
+
+    @abstractmethod
+    def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
+        """Read the body of a look. Never raises: what cannot be read is left out."""
+
+    def unseen(self, job_id: str, word: str) -> Job:
+        """Return the job as pending although no look at it was answered."""
+        return Job(job_id=job_id, service=self.name, state=JobState.PENDING, status=word)
+
+    def lost(self, job_id: str) -> Job:
+        """Return the job as failed because the service does not know it any more."""
+        message = (
+            f"{self.title} does not know this job (any more). It may have been billed. "
+            "Check that the connection uses the key the job was submitted with"
+        )
+        return self._failed(job_id, "not found", "lost", message)
+
+    def withheld(self, job_id: str, error: RequestRefused) -> Job:
+        """Return the job as failed because the service will not show it."""
+        return self._failed(job_id, "refused", "refused", str(error))
+
+    def _failed(self, job_id: str, word: str, type_: str, message: str) -> Job:
+        error = JobError(type=type_, message=message)
+        return Job(job_id=job_id, service=self.name, state=JobState.FAILED, status=word, error=error)
+
+    # What goes wrong -------------------------------------------------------------------------------
+
+    def submit_error(self, answer: httpx.Response) -> ServiceError:
+        """Classify an answer to a submission that is not a success."""
+        status, retry_after = answer.status_code, retry_after_of(answer)
+        said = f"{self.title} answered {status}{quoted(answer)}"
+        if status in _DENIED:
+            return self.denied(status, quoted(answer))
+        if status in _NOT_ACCEPTED or (status == 503 and retry_after is not None):
+            return NotAccepted(
+                f"{said}. The request was not accepted and is not billed",
+                service=self.name,
+                status=status,
+                retry_after=retry_after,
+                throttled=True,
+            )
+        if status == 408 or status >= 500:
+            return self.unanswered(f"answered {status}{quoted(answer)}", status)
+        return RequestRefused(
+            f"{said}. The request was refused and is not billed. Change the request",
+            service=self.name,
+            status=status,
+        )
+
+    def look_error(self, job_id: str, answer: httpx.Response) -> ServiceError:
+        """Classify an answer to a look that is not a success."""
+        status, retry_after = answer.status_code, retry_after_of(answer)
+        said = f"{self.title} answered {status}{quoted(answer)}"
+        if status in _DENIED:
+            return self.denied(status, quoted(answer))
+        if status == 404:
+            return JobNotFound(f"{said} for job {job_id!r}", service=self.name, status=status)
+        if status in _LOOK_AGAIN or status >= 500 or status < 400:
+            return Unavailable(
+                said,
+                service=self.name,
+                status=status,
+                retry_after=retry_after,
+                throttled=status == 429 or retry_after is not None,
+            )
+        return RequestRefused(f"{said} to a look at job {job_id!r}", service=self.name, status=status)
+
+    def denied(self, status: int, words: str = "") -> AccessDenied:
+        """Return the error for 401, 402 and 403, with what to do about it."""
+        return AccessDenied(
+            f"{self.title} answered {status}{words}. {_DENIED[status]}", service=self.name, status=status
+        )
+
+    def unanswered(self, what: str, status: int | None = None) -> OutcomeUnknown:
+        """Return the error for a submission whose outcome nobody knows."""
+        return OutcomeUnknown(
+            f"{self.title} {what}. The request was sent: it may have been accepted, and then it runs and is "
+            "billed. It is not sent again in this attempt",
+            service=self.name,
+            status=status,
+        )
+
+    def unreached(self, what: str) -> NotAccepted:
+        """Return the error for a submission that surely never left."""
+        return NotAccepted(
+            f"{self.title} could not be reached: {what}. Nothing was sent and nothing is billed",
+            service=self.name,
+        )
+
+    def unavailable(self, what: str, status: int | None = None) -> Unavailable:
+        """Return the error for a look without a usable answer."""
+        return Unavailable(f"{self.title} {what}", service=self.name, status=status)
+
+
+_OWN_FIELDS = frozenset({"model", "messages", "metadata"})
+_NOT_ACCEPTED = frozenset({425, 429})
+_LOOK_AGAIN = frozenset({408, 425, 429})
+_DENIED = {
+    401: "The API key is wrong or missing: correct the connection's password, then clear the task",
+    402: "The balance is too low: top up the account, then clear the task",
+    403: "The API key may not do this: give it the permission or use another one, then clear the task",
+}
+
+
+# Reading -----------------------------------------------------------------------------------------------
+
+
+def parse_object(content: bytes) -> Mapping[str, Any]:
+    """
+    Parse a JSON object that may come from anywhere.
+
+    The result can be stored: numbers are finite, and strings hold neither NUL nor lone surrogates, which
+    PostgreSQL refuses.
+
+    :raises Unreadable: saying what it is instead.
+    """
+    text = content.decode("utf-8-sig", "replace")
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(
+            f"something that is not JSON ({len(content)} bytes, {type(error).__name__})"
+        ) from None
+    if not isinstance(value, dict):
+        raise Unreadable(f"a JSON {type(value).__name__} instead of an object")
+    if "\\u" in text or text.count("[") + text.count("{") > DEEPEST:
+        cleaned: Mapping[str, Any] = _storable(value, DEEPEST)
+        return cleaned
+    return value
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _storable(value: Any, levels: int) -> Any:
+    if levels < 0:
+        raise Unreadable(f"JSON nested more than {DEEPEST} levels deep")
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value)
+        case dict():
+            return {_storable(key, levels): _storable(item, levels - 1) for key, item in value.items()}
+        case list():
+            return [_storable(item, levels - 1) for item in value]
+    return value
+
+
+def usable_job_id(value: object) -> TypeGuard[str]:
+    """Return whether a value can be a job id: it has to survive a path, a log line and a database."""
+    return (
+        isinstance(value, str)
+        and len(value) <= LONGEST_JOB_ID
+        and value.isprintable()
+        and value.strip() not in _NO_SEGMENT
+        and "\ufffd" not in value
+    )
+
+
+#: A path segment of dots means a place, not a name, however it is quoted.
+_NO_SEGMENT = frozenset({"", ".", ".."})
+
+
+def text_or_none(value: object) -> str | None:
+    """Return a string that says something, else ``None``."""
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def mapping_or_empty(value: object) -> Mapping[str, Any]:
+    """Return a mapping, whatever came."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings_in(value: object) -> tuple[Mapping[str, Any], ...]:
+    """Return the mappings of a list, whatever came."""
+    return tuple(item for item in value if isinstance(item, Mapping)) if isinstance(value, list) else ()
+
+
+def instant(value: object) -> datetime | None:
+    """Read ISO-8601 text, or a number of seconds or milliseconds since 1970, as a UTC instant."""
+    try:
+        match value:
+            case bool():
+                return None
+            case int() | float():
+                seconds = value / 1000 if abs(value) >= MILLISECONDS_FROM else value
+                return datetime.fromtimestamp(seconds, tz=UTC)
+            case str() if _NUMBER.fullmatch(value.strip()):
+                return instant(float(value))
+            case str():
+                read = datetime.fromisoformat(value.strip())
+                return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return None
+
+
+#: ``fromisoformat`` would read some numbers of seconds as a date.
+_NUMBER = re.compile(r"-?[0-9]{9,}(\.[0-9]*)?")
+
+
+def same_word(word: str) -> str:
+    """Fold a status word so that case, ``_``, ``-`` and spaces do not matter."""
+    return re.sub(r"[\s_-]+", " ", word).strip().casefold()
+
+
+def completion_fields(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """Read an OpenAI-shaped completion into the fields of a :class:`Job`."""
+    choices = mappings_in(completion.get("choices"))
+    first = choices[0] if choices else {}
+    message = mapping_or_empty(first.get("message"))
+    usage = completion.get("usage")
+    return {
+        "choices": choices,
+        "content": _content_of(message.get("content")),
+        "finish_reason": text_or_none(first.get("finish_reason")),
+        "tool_calls": mappings_in(message.get("tool_calls")),
+        "usage": usage if isinstance(usage, Mapping) else None,
+        "model": text_or_none(completion.get("model")),
+    }
+
+
+def _content_of(content: object) -> str | None:
+    if isinstance(content, str):
+        return content
+    parts = [part.get("text") for part in mappings_in(content)]
+    return "".join(part for part in parts if isinstance(part, str)) if parts else None
+
+
+def words_of(body: object) -> str | None:
+    """Find the service's own words in an error body, wherever it put them."""
+    fields = mapping_or_empty(body)
+    error = fields.get("error")
+    candidates = (mapping_or_empty(error).get("message"), error, fields.get("message"), fields.get("detail"))
+    return next((words for words in map(text_or_none, candidates) if words), None)
+
+
+def clipped(words: str) -> str:
+    """Return words on one line and short enough to quote."""
+    line = " ".join(words[:READ_CHARACTERS].split())
+    return line if len(line) <= QUOTED_CHARACTERS else line[: QUOTED_CHARACTERS - 1] + "…"
+
+
+def quoted(answer: httpx.Response) -> str:
+    """Return ``: "the service's words"`` for a message, or nothing when it said nothing readable."""
+    try:
+        words = words_of(parse_object(answer.content))
+    except Unreadable:
+        words = answer.content[:READ_CHARACTERS].decode("utf-8", "replace")
+    secret = answer.request.headers.get("authorization", "").rpartition(" ")[2]
+    if words and secret:
+        words = words.replace(secret, "***")
+    return f': "{clipped(words)}"' if words and words.strip() else ""
+
+
+def retry_after_of(answer: httpx.Response) -> float | None:
+    """Return the seconds of a ``Retry-After`` header, given in seconds or as a date; ``None`` without one."""
+    header = answer.headers.get("retry-after", "").strip()
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        return _seconds_until(header, answer.headers.get("date"))
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _seconds_until(date: str, sent: str | None) -> float | None:
+    """Measure from the answer's own date: the two clocks need not agree, and reading needs no clock."""
+    try:
+        until = email.utils.parsedate_to_datetime(date)
+        since = email.utils.parsedate_to_datetime(sent) if sent else datetime.now(UTC)
+        return max(0.0, (until - since).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None

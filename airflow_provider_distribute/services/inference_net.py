@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+inference.net's background chat: ``POST /v1/slow/chat/completions``, then ``GET /v1/generation/{id}``.
+
+Source: docs.inference.net, "Async inference" (overview), and the vendor's public sample
+context-labs/group-async-inference-example-py for what a 404 on a look means.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import quote
+
+from pydantic import ConfigDict, Field
+
+from airflow_provider_distribute.models import Job, JobError, JobState, Settings
+from airflow_provider_distribute.services.base import (
+    Call,
+    Params,
+    Service,
+    clipped,
+    completion_fields,
+    instant,
+    mapping_or_empty,
+    mappings_in,
+    same_word,
+    text_or_none,
+    words_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow_provider_distribute.models import ChatRequest
+
+
+#: What may stand in a path segment as it is (RFC 3986): HTTP libraries disagree on whether to unquote it.
+PATH_SAFE = "!$&'()*,;=:@"
+
+
+class InferenceNetSettings(Settings):
+    """
+    A connection of type ``inference_net``.
+
+    :param async_prefix: Path segment of submissions; ``async`` is a documented alias of ``slow``.
+    """
+
+    service: ClassVar[str] = "inference_net"
+
+    base_url: str = "https://api.inference.net"
+    dashboard_url: str = "https://inference.net/dashboard"
+    async_prefix: Literal["slow", "async"] = "slow"
+
+
+class InferenceNetParams(Params):
+    """
+    Body fields of a chat completion with a documented type or bound.
+
+    The request object is open: the body is that of the synchronous endpoint, so further OpenAI fields pass.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stream: Literal[False] | None = None
+    tools: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class InferenceNet(Service):
+    """inference.net."""
+
+    name: ClassVar[str] = "inference_net"
+    title: ClassVar[str] = "inference.net"
+    settings: ClassVar[type[Settings]] = InferenceNetSettings
+    params: ClassVar[type[Params]] = InferenceNetParams
+    states: ClassVar[Mapping[str, JobState]] = {
+        "queued": JobState.PENDING,
+        "in progress": JobState.PENDING,
+        "success": JobState.SUCCEEDED,
+        "failed": JobState.FAILED,
+    }
+
+    def authorization(self, settings: InferenceNetSettings) -> str:
+        """Return the key as a bearer token."""
+        return f"Bearer {settings.api_key.get_secret_value()}"
+
+    def describe_submit(self, request: ChatRequest, settings: InferenceNetSettings) -> Call:
+        """Describe "Submit a background chat completion"."""
+        return self.post(f"/v1/{settings.async_prefix}/chat/completions", self.body_of(request, settings))
+
+    def describe_look(self, job_id: str, settings: InferenceNetSettings) -> Call:
+        """Describe "Read one generation"; it is never below the submission's prefix."""
+        return Call("GET", f"/v1/generation/{quote(self.askable(job_id), safe=PATH_SAFE)}")
+
+    def not_found_grace(self, settings: InferenceNetSettings) -> float:
+        """The vendor's sample reads every 404 as *not ready, try again*: only the deadline ends that."""
+        return math.inf
+
+    def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Images travel as data URIs only."""
+        return [
+            f"messages.{place}: images must be data URIs, remote links are not accepted"
+            for place, message in enumerate(messages)
+            for part in mappings_in(message.get("content"))
+            if part.get("type") == "image_url"
+            and not str(mapping_or_empty(part.get("image_url")).get("url", "")).startswith("data:")
+        ]
+
+    def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
+        """Read a generation: ``response`` may be missing or null, ``stateMessage`` says why it failed."""
+        word = text_or_none(body.get("state")) or "(none)"
+        state = self.states.get(same_word(word), JobState.PENDING)
+        response = mapping_or_empty(body.get("response"))
+        request = mapping_or_empty(body.get("request"))
+        error = None
+        if state is JobState.FAILED:
+            said = text_or_none(body.get("stateMessage")) or words_of(response) or words_of(body)
+            error = JobError(type="failed", message=clipped(said or "no reason given by the service"))
+        fields = completion_fields(response) if state is not JobState.PENDING else {}
+        return Job(
+            job_id=job_id,
+            service=self.name,
+            state=state,
+            status=clipped(word),
+            created_at=instant(response.get("created")),
+            finished_at=instant(body.get("finishedAt")),
+            error=error,
+            **{**fields, "model": fields.get("model") or text_or_none(request.get("model"))},
+        )
