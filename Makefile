@@ -105,8 +105,8 @@ PIN = $(UV) pip compile --quiet --universal --python-version 3.11 --upgrade --no
 # $(1) environment, $(2) constraints, $(3) dependency group, $(4) Python
 define INSTALL
 	test -x $(1)/bin/python || $(UV) venv --quiet --python '$(4)' $(1)
-	$(UV) pip install --quiet --python $(1)/bin/python --constraint $(2) --build-constraint $(2) \
-	    --editable . --group $(3)
+	$(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python \
+	    --constraint $(2) --build-constraint $(2) --editable . --group $(3)
 	touch $@
 endef
 

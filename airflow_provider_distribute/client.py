@@ -31,7 +31,7 @@ from airflow_provider_distribute.exceptions import (
     NotAccepted,
     OutcomeUnknown,
 )
-from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit
+from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit, rising
 from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Wire:
         wait = max(asked, self._backoff.delay(failures, self._rng))
         if now + wait > deadline:
             raise error
-        level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
+        level = logging.WARNING if rising(failures) else logging.DEBUG
         log.log(level, "%s. Sending it again in %.0f s (failure %d in a row).", error, wait, failures)
         return wait
 
@@ -391,7 +391,7 @@ def _whole(answer: httpx.Response, body: bytes) -> httpx.Response:
     return httpx.Response(answer.status_code, headers=headers, content=body, request=answer.request)
 
 
-def proxy_for(settings: Settings) -> httpx.Proxy | None:
+def proxy_for(settings: Settings) -> str | None:
     """
     Return the proxy that the environment (``HTTPS_PROXY``, ``NO_PROXY`` and the like) names for a connection.
 
@@ -408,7 +408,7 @@ def proxy_for(settings: Settings) -> httpx.Proxy | None:
         raise ConnectionInvalid(
             settings.conn_id, [f"the environment names a {kind} proxy for it; only HTTP proxies can be used"]
         )
-    return httpx.Proxy(url)
+    return url
 
 
 def httpx_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx.BaseTransport:
@@ -428,11 +428,12 @@ def aiohttp_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx
     aiohttp itself must not trust the environment: it would read ``~/.netrc`` and the proxies anew, in a
     thread, for every request.
     """
+    proxy = proxy_for(settings)
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=settings.max_connections, keepalive_timeout=_KEEPALIVE, ssl=certificates
         )
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy)
 
-    return AiohttpTransport(verify=certificates, client=session, proxy=proxy_for(settings))
+    return AiohttpTransport(verify=certificates, client=session)

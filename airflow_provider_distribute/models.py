@@ -25,7 +25,7 @@ from pydantic import (
 
 from airflow_provider_distribute.exceptions import ConnectionInvalid, InvalidRequest
 
-__all__ = ["ChatRequest", "Job", "JobError", "JobState", "Settings", "problems_in"]
+__all__ = ["ChatRequest", "Job", "JobError", "JobState", "Price", "Settings", "problems_in"]
 
 HOUR = 3600.0
 #: Both services promise an answer, or give up, within this many seconds.
@@ -62,6 +62,36 @@ def _absent_if_blank(value: object) -> object:
 Blankable = BeforeValidator(_absent_if_blank)
 
 
+class Price(Value):
+    """
+    What a model costs.
+
+    :param prompt: US dollars per million tokens read.
+    :param completion: US dollars per million tokens written.
+    """
+
+    prompt: float = Field(ge=0, allow_inf_nan=False)
+    completion: float = Field(ge=0, allow_inf_nan=False)
+
+
+def _price_table(value: object) -> object:
+    """Read ``{"model": [prompt, completion]}``, or the same as JSON text, which is what a form sends."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("is not JSON") from None
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return tuple(
+            (model, Price(prompt=prompt, completion=completion))
+            for model, (prompt, completion) in value.items()
+        )
+    except (TypeError, ValueError):
+        raise ValueError("takes two numbers for each model: dollars per million tokens in and out") from None
+
+
 class Settings(Value):
     """
     One Airflow connection, read and checked.
@@ -79,6 +109,8 @@ class Settings(Value):
     :param dashboard_url: Where people see their jobs; linked from the task.
     :param allow_undocumented_params: Send body fields and values that the service does not document.
     :param airflow_metadata: Send dag, run, task, map index and input index with each request.
+    :param prices: What models cost you, where that differs from the published prices:
+        ``{"model": [dollars per million tokens in, out]}``.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -96,6 +128,7 @@ class Settings(Value):
     dashboard_url: str
     allow_undocumented_params: bool = False
     airflow_metadata: bool = True
+    prices: Annotated[tuple[tuple[str, Price], ...], BeforeValidator(_price_table)] = ()
 
     @field_validator("api_key")
     @classmethod

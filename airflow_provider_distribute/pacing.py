@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-__all__ = ["RETRY_AFTER_CAP", "Backoff", "RateLimit"]
+__all__ = ["RETRY_AFTER_CAP", "Backoff", "RateLimit", "rising"]
 
 #: The longest ``Retry-After`` we obey, in seconds. A service that asks for a day is asked again after this.
 RETRY_AFTER_CAP = 600.0
@@ -62,6 +62,11 @@ class Backoff:
         return longest * rng.uniform(0.5, 1.0)
 
 
+def rising(failures: int) -> bool:
+    """Return whether the n-th failure in a row is worth a line in the log: the 1st, 2nd, 4th, 8th … are."""
+    return failures & (failures - 1) == 0
+
+
 class RateLimit:
     """
     One connection's rate limit.
@@ -89,16 +94,13 @@ class RateLimit:
 
         :returns: ``0.0``: the request may go now and is counted; else the seconds to wait, then ask again.
         """
-        wait = max(self._paused_until, self._turn - self._slack(), self._window_opens()) - now
+        wait = max(self._paused_until, self._turn, self._window_opens()) - now
         if wait > 0:
             return wait
         if self._rate < math.inf:
-            self._turn = max(now - self._slack(), self._turn) + 1 / self._rate
+            self._turn = max(now - _CATCH_UP, self._turn) + 1 / self._rate
         self._sent.append(now)
         return 0.0
-
-    def _slack(self) -> float:
-        return min(_CATCH_UP, 0.5 / self._rate)
 
     def _window_opens(self) -> float:
         """Catching up must not squeeze more than the ceiling into any one second."""

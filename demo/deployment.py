@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
@@ -250,7 +249,7 @@ class Deployment:
 
     def task_states(self, run: Run) -> dict[str, str | None]:
         """Return each task's state, mapped ones under ``task_id[index]``; None before it is scheduled."""
-        return {_label(ti["task_id"], ti["map_index"]): ti["state"] for ti in self.task_instances(run)}
+        return {label(ti): ti["state"] for ti in self.task_instances(run)}
 
     def watch(self, run: Run, *, timeout: float) -> Iterator[dict[str, str | None]]:
         """
@@ -296,9 +295,11 @@ class Deployment:
         return "".join(path.read_text() for path in sorted((self.home / "logs").glob(pattern)))
 
 
-def connection(**fields: Any) -> str:
-    """Return a connection as the value of an ``AIRFLOW_CONN_...`` variable."""
-    return json.dumps(fields)
+def label(task_instance: Mapping[str, Any]) -> str:
+    """Return ``task_id``, or ``task_id[index]`` for a mapped task."""
+    task_id: str = task_instance["task_id"]
+    map_index: int = task_instance["map_index"]
+    return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
 
 def _environment(home: Path, settings: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
@@ -325,7 +326,3 @@ def _environment(home: Path, settings: Mapping[str, str], more: Mapping[str, str
 
 def _path(run: Run) -> str:
     return f"/dags/{run.dag_id}/dagRuns/{run.run_id}"
-
-
-def _label(task_id: str, map_index: int) -> str:
-    return task_id if map_index < 0 else f"{task_id}[{map_index}]"

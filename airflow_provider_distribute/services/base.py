@@ -31,7 +31,7 @@ from airflow_provider_distribute.exceptions import (
     ServiceError,
     Unavailable,
 )
-from airflow_provider_distribute.models import Job, JobError, JobState, Settings, problems_in
+from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings, problems_in
 
 if TYPE_CHECKING:
     import httpx
@@ -84,6 +84,8 @@ class Service(ABC):
     :cvar settings: What a connection of this type may say.
     :cvar params: Body fields a request may have, with their bounds.
     :cvar states: The service's words for states; any other word means pending.
+    :cvar prices: Published prices by model; they may have changed since.
+    :cvar prices_as_of: When they were read.
     """
 
     name: ClassVar[str]
@@ -91,6 +93,8 @@ class Service(ABC):
     settings: ClassVar[type[Settings]]
     params: ClassVar[type[Params]]
     states: ClassVar[Mapping[str, JobState]]
+    prices: ClassVar[Mapping[str, Price]]
+    prices_as_of: ClassVar[str]
 
     # What goes out ---------------------------------------------------------------------------------
 

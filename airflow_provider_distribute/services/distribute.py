@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from airflow_provider_distribute.models import Job, JobError, JobState, Settings
+from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
 from airflow_provider_distribute.services.base import (
     Call,
     Params,
@@ -98,6 +98,12 @@ class Distribute(Service):
         "processing": JobState.PENDING,
         "completed": JobState.SUCCEEDED,
         "error": JobState.FAILED,
+    }
+    #: The billing page "Text to text". No cheaper asynchronous price is listed.
+    prices_as_of: ClassVar[str] = "2026-11"
+    prices: ClassVar[Mapping[str, Price]] = {
+        "Llama-3.1 8B": Price(prompt=0.10, completion=0.16),
+        "Llama-3.3 70B": Price(prompt=0.70, completion=0.80),
     }
 
     def authorization(self, settings: DistributeSettings) -> str:

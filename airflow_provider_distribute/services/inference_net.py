@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
-from airflow_provider_distribute.models import Job, JobError, JobState, Settings
+from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
 from airflow_provider_distribute.services.base import (
     Call,
     Params,
@@ -85,6 +85,19 @@ class InferenceNet(Service):
         "in progress": JobState.PENDING,
         "success": JobState.SUCCEEDED,
         "failed": JobState.FAILED,
+    }
+    #: ``GET /v1/models`` of 2026-09-28 as recorded by a third party, then an older reseller's table. These are
+    #: prices of the synchronous API; the asynchronous ones are lower and not published.
+    prices_as_of: ClassVar[str] = "2026-09-28"
+    prices: ClassVar[Mapping[str, Price]] = {
+        "glm-5.2": Price(prompt=1.30, completion=4.40),
+        "glm-5.3": Price(prompt=0.90, completion=3.00),
+        "glm-5.3-flash": Price(prompt=0.09, completion=0.28),
+        "llama-3.3-70b-instruct": Price(prompt=0.13, completion=0.40),
+        "deepseek-v3.2": Price(prompt=0.70, completion=2.00),
+        "meta-llama/llama-3.1-8b-instruct/fp-16": Price(prompt=0.02, completion=0.03),
+        "google/gemma-3-27b-instruct/bf-16": Price(prompt=0.30, completion=0.40),
+        "meta-llama/llama-3.2-1b-instruct/fp-16": Price(prompt=0.01, completion=0.01),
     }
 
     def authorization(self, settings: InferenceNetSettings) -> str:
