@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+One pool per event loop and connection: everybody in the process who waits on a connection waits here.
+
+A pool has one client, one rate limit and one schedule, and one task that sends the looks. The decisions are
+elsewhere and pure: which job is due (:mod:`~airflow_provider_distribute.waiting.schedule`), whether a request
+may go now (:mod:`~airflow_provider_distribute.pacing`), whether the service is down
+(:mod:`~airflow_provider_distribute.waiting.outage`), what an answer means
+(:mod:`~airflow_provider_distribute.services`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import random
+import sys
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from airflow_provider_distribute.client import AsyncClient
+from airflow_provider_distribute.exceptions import (
+    AccessDenied,
+    JobNotFound,
+    RequestRefused,
+    ServiceError,
+)
+from airflow_provider_distribute.pacing import Backoff, rising
+from airflow_provider_distribute.services import SERVICES
+from airflow_provider_distribute.waiting.outage import Outage
+from airflow_provider_distribute.waiting.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
+    from airflow_provider_distribute.models import Job, Settings
+
+    class Logger(Protocol):
+        """The part of a logger that is used here; Airflow's own is not a ``logging.Logger``."""
+
+        def info(self, msg: str, /, *args: object) -> None: ...
+
+        def warning(self, msg: str, /, *args: object) -> None: ...
+
+
+__all__ = ["Pool", "Waited", "shared_pool"]
+
+log = logging.getLogger(__name__)
+
+#: Waits between looks at a job, or at a service, that does not answer.
+BACKOFF = Backoff(base=1.0, cap=30.0)
+#: Seconds a pool without work keeps its connections, so that the next waiter finds them.
+LINGER = 30.0
+#: A waiter says how far it is at most this often, in seconds.
+PROGRESS_EVERY = 600.0
+#: The word for a job that no look has been answered for.
+NOT_SEEN = "not seen yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """
+    How a wait ended.
+
+    :param succeeded: How many jobs ended well.
+    :param failed: Ids of the jobs that ended badly.
+    :param lost: Those among the failed that the service does not know any more.
+    :param pending: The last status word of the jobs still pending at the deadline, by id.
+    """
+
+    succeeded: int
+    failed: tuple[str, ...]
+    lost: tuple[str, ...]
+    pending: Mapping[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    pending: dict[str, None]
+    on_end: Callable[[Job], None] | None
+    stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    succeeded: int = 0
+    failed: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    news: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def ended(self, job: Job) -> None:
+        del self.pending[job.job_id]
+        if job.succeeded:
+            self.succeeded += 1
+        else:
+            self.failed.append(job.job_id)
+            if job.lost:
+                self.lost.append(job.job_id)
+        try:
+            if self.on_end:
+                self.on_end(job)
+        except Exception as error:
+            self.broken(error)
+        if not self.pending:
+            self.stirred.set()
+
+    def tell(self, line: str) -> None:
+        self.news.append(line)
+        self.stirred.set()
+
+    def broken(self, error: BaseException) -> None:
+        self.error = error
+        self.stirred.set()
+
+
+class Pool:
+    """
+    Waits for jobs of one connection on behalf of everybody on one event loop.
+
+    Use :func:`shared_pool` to get one.
+
+    :param settings: The connection.
+    :param open_client: Makes the client; the pool closes it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        open_client: Callable[[Settings], contextlib.AbstractAsyncContextManager[AsyncClient]] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._open_client = open_client or _opened
+        self._service = SERVICES[settings.service]
+        self._grace = self._service.not_found_grace(settings)
+        self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
+        self._schedule = Schedule(rng=self._rng)
+        self._backoff = BACKOFF
+        self._outage = Outage(self._backoff, self._rng)
+        self._everybody: set[_Waiter] = set()
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._words: dict[str, str] = {}
+        self._unfound_since: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._looking: set[asyncio.Task[None]] = set()
+        self._stirred = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def wait(
+        self,
+        job_ids: Iterable[str],
+        *,
+        deadline: float,
+        poke_interval: float,
+        look_now: bool = False,
+        on_end: Callable[[Job], None] | None = None,
+        logger: Logger = log,
+    ) -> Waited:
+        """
+        Wait until every job has ended, or until the deadline.
+
+        :param job_ids: The jobs, oldest first as far as known. The same job may be waited for by several.
+        :param deadline: Epoch seconds.
+        :param poke_interval: Seconds of the fixed schedule that this wait is at least as quick as.
+        :param look_now: Look at every job at once: they are believed to have ended.
+        :param on_end: Called on the event loop with every job as it is seen ended. It must not block.
+        :param logger: Told about trouble with the service and about progress.
+        :returns: How it ended. Jobs pending at the deadline are no error here.
+        :raises AccessDenied: the service rejects the connection's key.
+        """
+        waiter = _Waiter(dict.fromkeys(job_ids), on_end)
+        total = len(waiter.pending)
+        self._join(waiter, poke_interval, look_now=look_now)
+        try:
+            while waiter.pending and waiter.error is None and (left := deadline - time.time()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(waiter.stirred.wait(), min(left, PROGRESS_EVERY))
+                if not waiter.stirred.is_set():
+                    logger.info("%d of %d jobs have ended.", total - len(waiter.pending), total)
+                waiter.stirred.clear()
+                for line in waiter.news:
+                    logger.warning("%s", line)
+                waiter.news.clear()
+        finally:
+            pending = {job_id: self._words.get(job_id, NOT_SEEN) for job_id in waiter.pending}
+            self._leave(waiter)
+        if waiter.error is not None:
+            raise waiter.error
+        return Waited(waiter.succeeded, tuple(waiter.failed), tuple(waiter.lost), pending)
+
+    def hint(self, job_id: str) -> None:
+        """Look at a job soon: somebody says that it has ended."""
+        self._schedule.hint(job_id, now=time.monotonic())
+        self._stirred.set()
+
+    def _join(self, waiter: _Waiter, poke_interval: float, *, look_now: bool) -> None:
+        now = time.monotonic()
+        self._everybody.add(waiter)
+        for job_id in waiter.pending:
+            self._waiters.setdefault(job_id, []).append(waiter)
+            self._schedule.add(job_id, now=now, poke_interval=poke_interval)
+            if look_now:
+                self._schedule.hint(job_id, now=now)
+        self._stirred.set()
+        if self._runner is None or self._runner.done():
+            # An empty context: what the pool logs is not the first waiter's business alone.
+            self._runner = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
+
+    def _leave(self, waiter: _Waiter) -> None:
+        self._everybody.discard(waiter)
+        for job_id in waiter.pending:
+            others = self._waiters[job_id]
+            others.remove(waiter)
+            if not others:
+                self._forget(job_id)
+        self._stirred.set()
+
+    def _forget(self, job_id: str) -> None:
+        self._schedule.discard(job_id)
+        self._waiters.pop(job_id, None)
+        self._words.pop(job_id, None)
+        self._unfound_since.pop(job_id, None)
+        self._failures.pop(job_id, None)
+
+    async def _run(self) -> None:
+        try:
+            while self._everybody:
+                async with self._open_client(self.settings) as client:
+                    await self._serve(client)
+        except Exception as error:
+            log.exception("The pool of connection %r broke; its waiters fail.", self.settings.conn_id)
+            self._break(error)
+        finally:
+            _retire(self)
+
+    async def _serve(self, client: AsyncClient) -> None:
+        idle = False
+        try:
+            while self._everybody or not idle:
+                pause = self._send_looks(client)
+                try:
+                    async with asyncio.timeout(LINGER if pause is None else pause):
+                        await self._stirred.wait()
+                except TimeoutError:
+                    idle = True
+                else:
+                    idle = False
+                self._stirred.clear()
+        finally:
+            for look in self._looking:
+                look.cancel()
+
+    def _send_looks(self, client: AsyncClient) -> float | None:
+        """
+        Send the looks that are due and may go.
+
+        :returns: Seconds until the next may go; ``None``: nothing is due before something happens.
+        """
+        now = time.monotonic()
+        while (at := self._schedule.next_at(now)) is not None:
+            if len(self._looking) >= self._outage.width(self.settings.max_connections):
+                return None
+            wait = max(at, self._outage.quiet_until) - now
+            if wait <= 0:
+                wait = client.limit.take(now)
+            if wait > 0:
+                return wait
+            for job_id in self._schedule.due(now, 1):
+                look = asyncio.get_running_loop().create_task(self._look(client, job_id))
+                self._looking.add(look)
+                look.add_done_callback(self._looked)
+        return None
+
+    def _looked(self, look: asyncio.Task[None]) -> None:
+        self._looking.discard(look)
+        self._stirred.set()
+        if not look.cancelled() and (error := look.exception()) is not None:
+            log.error("A look broke; the pool's waiters fail.", exc_info=error)
+            self._break(error)
+
+    async def _look(self, client: AsyncClient, job_id: str) -> None:
+        job: Job | None
+        try:
+            job = await client.look(job_id)
+        except JobNotFound:
+            job = self._not_found(job_id)
+        except RequestRefused as error:
+            job = self._service.withheld(job_id, error)
+        except AccessDenied as error:
+            self._break(error)
+            return
+        except ServiceError as error:
+            self._unanswered(client, job_id, error)
+            return
+        else:
+            self._unfound_since.pop(job_id, None)
+        self._answered(client, job_id)
+        ended = job is not None and job.done
+        self._schedule.saw(job_id, done=ended, now=time.monotonic())
+        waiters = self._waiters.get(job_id)
+        if waiters is None:
+            return
+        if job is None or not ended:
+            self._words[job_id] = sys.intern("not found" if job is None else job.status)
+            return
+        self._forget(job_id)
+        for waiter in waiters:
+            waiter.ended(job)
+
+    def _not_found(self, job_id: str) -> Job | None:
+        if job_id not in self._waiters:
+            return None
+        now = time.monotonic()
+        since = self._unfound_since.setdefault(job_id, now)
+        return self._service.lost(job_id) if now - since >= self._grace else None
+
+    def _answered(self, client: AsyncClient, job_id: str) -> None:
+        client.limit.succeeded()
+        self._failures.pop(job_id, None)
+        if ended := self._outage.answered():
+            self._tell(
+                f"{self._service.title} answers again, after {ended} looks in a row without an answer.",
+                self._everybody,
+            )
+
+    def _unanswered(self, client: AsyncClient, job_id: str, error: ServiceError) -> None:
+        now = time.monotonic()
+        if error.throttled:
+            if client.limit.throttled(now, error.retry_after):
+                self._tell(
+                    f"{error}. Everybody who waits on this connection slows down; nothing is lost.",
+                    self._everybody,
+                )
+            self._schedule.failed(job_id, now=now, retry_in=0.0)
+            return
+        if job_id not in self._waiters:
+            return
+        failures = self._failures[job_id] = self._failures.get(job_id, 0) + 1
+        self._schedule.failed(job_id, now=now, retry_in=self._backoff.delay(failures, self._rng))
+        follows = "The job goes on; it is looked at again until the deadline"
+        if self._outage.failed(now, job_id) and self._outage.down:
+            line = f"{error}. {follows} ({self._outage.failures} looks in a row without an answer)."
+            self._tell(line, self._everybody)
+        elif not self._outage.down and rising(failures):
+            line = f"{error}. {follows} ({failures} looks in a row at job {job_id!r} without an answer)."
+            self._tell(line, self._waiters[job_id])
+
+    def _tell(self, line: str, waiters: Iterable[_Waiter]) -> None:
+        for waiter in waiters:
+            waiter.tell(line)
+
+    def _break(self, error: BaseException) -> None:
+        for job_id in self._waiters:
+            self._schedule.discard(job_id)
+        for waiter in self._everybody:
+            if waiter.pending:
+                waiter.broken(error)
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[AsyncClient]:
+    async with await AsyncClient.open(settings) as client:
+        yield client
+
+
+_Pools = dict["Settings", Pool]
+_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = weakref.WeakKeyDictionary()
+
+
+def shared_pool(settings: Settings) -> Pool:
+    """
+    Return the running event loop's pool for a connection.
+
+    A connection that was changed, a new key for instance, is another pool: those who wait on the old one end
+    as they would have, and whoever comes now gets the new key.
+    """
+    pools = _pools.setdefault(asyncio.get_running_loop(), {})
+    if settings not in pools:
+        pools[settings] = Pool(settings)
+    return pools[settings]
+
+
+def _retire(pool: Pool) -> None:
+    pools = _pools.get(asyncio.get_running_loop(), {})
+    if pools.get(pool.settings) is pool:
+        del pools[pool.settings]

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Which pending jobs to look at, and when.
+
+A service says that a job is finished only when it is asked. :class:`Schedule` decides whom to ask next, for
+all waiters of one process together. It does no I/O and reads no clock: ``now`` goes in, keys come out.
+
+**What is promised** for jobs with one ``poke_interval`` P, beside a look at every job every P seconds:
+
+- The mean delay between a job's end and the look that finds it is aimed at P / 2, whatever the order.
+- At most ``ALLOWANCE`` (1.08) times as many looks, whatever the order. This is enforced: n pending jobs earn
+  ``ALLOWANCE`` * n / P looks a second, and every look is paid from that. Only a look that somebody asked for
+  (a hint, a retry) and the first looks at jobs in a small pool go out when the purse is empty.
+- Far fewer looks when jobs end roughly in the order of submission, or all at about the same time.
+- Looks are spread out. Adding a thousand jobs at once causes no burst.
+
+**How.** Jobs wait in a line, oldest first. Two beats walk along it:
+
+- the *sweep* goes round the first W jobs of the line once in s seconds;
+- the *patrol* looks at whoever has not been looked at for longest; a job's turn comes once in B seconds.
+
+Let p be the share of jobs that end among the first W of n. Then the mean delay is (p s + (1 - p) B) / 2 and
+the rate of looks is W / s + (n - W) / B. The lowest rate at which the mean delay is P / 2 is reached with ::
+
+    s = P sqrt(W / p) / c
+    B = P sqrt((n - W) / (1 - p)) / c
+    c = sqrt(W p) + sqrt((n - W) (1 - p))
+
+and is c c / P. By Cauchy-Schwarz c c <= n, *whatever p is*: a wrong p cannot cost more looks than the fixed
+interval, it costs delay. So p is believed on evidence only. The line counts at which places finished jobs
+were found, by powers of two, and takes the W with the smallest c; when that would not save enough
+(``SAVING``) there is no sweep, and the patrol is the fixed interval. A find beyond W halves all belief. While
+nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``), by an amount
+that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs are found late.
+
+A find by the sweep calls for two more looks at once and a pending job ends the run, so a backlog is cleared
+at a pace that doubles with every answer. The patrol does the same after ``PATROL_PATIENCE`` finds in a row.
+
+Jobs in a small pool are young at first. A lone job is looked at after about 1 s, a second one after 8 s, then
+each when it is three times as old, until that takes longer than P or the pool is large (from four jobs on, if
+P is 30 s, the patrol alone is as quick).
+
+Each ``poke_interval`` has its own line; a line without jobs is forgotten with all it learned.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from heapq import heappop, heappush, heapreplace
+from itertools import chain, count
+from math import inf, sqrt
+from operator import attrgetter
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import random
+
+ALLOWANCE = 1.08  # looks earned, for each look of the fixed interval
+SAVINGS = 10  # looks per job that a line may keep for later
+SAVING = 0.75  # the share of the looks that a sweep must not exceed to be worth its risk
+MEMORY = 100  # finds
+EVEN = 1.0  # finds taken as given, spread evenly over the line
+OPTIMISM = 0.5  # finds at the head of a silent line taken as given, for each sqrt(job)
+SILENCE = 40  # poke_intervals of silence until OPTIMISM is whole
+SWEEP_PATIENCE, PATROL_PATIENCE = 1, 3  # finds in a row that show a backlog
+SLACK, RUSH = 1.1, 2.0  # the patrol's longest and shortest step are step * SLACK and step / RUSH
+STALL = 0.25  # seconds of steps that are made up for when due() was called late
+GRAIN = 1e-6  # seconds that make no difference, or rounding could put off a look for ever
+JITTER = 0.05  # of an interval, either way
+YOUNG_POWER = 3  # the first look at the n-th young job comes after n ** YOUNG_POWER seconds
+YOUNG_GROWTH = 2.0  # a young job's next look comes after this many times its age
+
+_GOLDEN = (sqrt(5) - 1) / 2
+_number = attrgetter("number")
+
+
+class _Job:
+    """One pending job: ``at`` is when a look was promised, ``looked`` when its last look went out."""
+
+    __slots__ = (
+        *("key", "number", "line", "added", "looked", "at"),
+        *("flying", "hinted", "queued", "young", "asked_by", "place"),
+    )
+
+    def __init__(self, key: str, number: int, line: _Line, now: float) -> None:
+        self.key = key
+        self.number = number
+        self.line = line
+        self.added = self.looked = now
+        self.at = inf
+        self.flying = self.hinted = self.queued = self.young = False
+        self.asked_by: _Beat | None = None
+        self.place = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self.flying and self.at == inf
+
+    def when(self) -> float:
+        return self.at
+
+
+class _Beat:
+    """What both beats share: ``size`` jobs have a turn in ``lap`` seconds; ``free`` turns come at once."""
+
+    __slots__ = ("at", "flying", "free", "lap", "last", "line", "run", "size")
+    patience: ClassVar[int]
+
+    def __init__(self, line: _Line, now: float) -> None:
+        self.line: _Line = line
+        self.last = now
+        self.at = self.lap = inf
+        self.size = self.flying = self.run = self.free = 0
+
+    def when(self) -> float:
+        planned = self.planned()
+        if planned == inf:
+            return inf
+        return max(self.last if self.free else planned, self.line.paid_at())
+
+    def planned(self) -> float:
+        """When the next turn comes; ``inf`` if there is nobody to look at."""
+        raise NotImplementedError
+
+    def pick(self) -> _Job | None:
+        """Whose turn it is."""
+        raise NotImplementedError
+
+    def tick(self, now: float) -> _Job | None:
+        job = self.pick()
+        if job is None:
+            self.free, self.last = 0, now + self.lap
+            return None
+        if self.free:
+            self.free -= 1
+        else:
+            self.last = max(self.at, now - STALL)
+        job.asked_by = self
+        self.flying += 1
+        return job
+
+    def saw(self, done: bool) -> None:
+        self.run = self.run + 1 if done else 0
+        self.free = self.free + 2 if self.run >= self.patience else 0
+
+
+class _Sweep(_Beat):
+    """Goes round the head of the line. Its looks in flight count as finds: backlogs go many at a time."""
+
+    __slots__ = ("cursor",)
+    patience = SWEEP_PATIENCE
+
+    def __init__(self, line: _Line, now: float) -> None:
+        super().__init__(line, now)
+        self.cursor = -1
+
+    def planned(self) -> float:
+        return self.last + self.lap / self.size if self.size else inf
+
+    def pick(self) -> _Job | None:
+        jobs = self.line.jobs
+        end = min(len(jobs), self.size + self.flying)
+        start = min(self.line.index(self.cursor + 1), end)
+        for index in chain(range(start, end), range(start)):
+            job = jobs[index]
+            if job.idle:
+                self.cursor = job.number
+                job.place = max(0, index - self.flying)
+                return job
+        return None
+
+
+class _Patrol(_Beat):
+    """Looks at whoever was not looked at for longest. The queue learns of other looks when a turn comes."""
+
+    __slots__ = ("queue",)
+    patience = PATROL_PATIENCE
+
+    def __init__(self, line: _Line, now: float) -> None:
+        super().__init__(line, now)
+        self.queue: list[tuple[float, int, _Job]] = []
+
+    def enqueue(self, job: _Job) -> None:
+        if not job.queued:
+            job.queued = True
+            heappush(self.queue, (job.looked, job.number, job))
+
+    def oldest(self) -> _Job | None:
+        while self.queue:
+            looked, number, job = self.queue[0]
+            if job.line is not self.line:
+                heappop(self.queue)
+            elif not job.idle:
+                heappop(self.queue)
+                job.queued = False
+            elif looked != job.looked:
+                heapreplace(self.queue, (job.looked, number, job))
+            else:
+                return job
+        return None
+
+    def planned(self) -> float:
+        if (job := self.oldest()) is None:
+            return inf
+        step = self.lap / self.size
+        return min(max(job.looked + self.lap, self.last + step / RUSH), self.last + step * SLACK)
+
+    def pick(self) -> _Job | None:
+        job = self.oldest()
+        if job is not None:
+            job.place = self.line.index(job.number)
+        return job
+
+
+class _Line:
+    """The pending jobs of one ``poke_interval`` in order of submission, their purse, and what was learned."""
+
+    __slots__ = (
+        *("poke_interval", "jobs", "sweep", "patrol", "planned"),
+        *("spare", "settled", "started", "found", "optimism"),
+    )
+
+    def __init__(self, poke_interval: float, now: float) -> None:
+        self.poke_interval = poke_interval
+        self.jobs: list[_Job] = []
+        self.sweep = _Sweep(self, now)
+        self.patrol = _Patrol(self, now)
+        self.found = [0.0] * 32  # finds at the places 0, 1-2, 3-6, 7-14, ...
+        self.optimism = OPTIMISM
+        self.planned = 0
+        self.spare = 0.0
+        self.started = self.settled = now
+
+    def index(self, number: int) -> int:
+        return bisect_left(self.jobs, number, key=_number)
+
+    def settle(self, now: float) -> None:
+        n = len(self.jobs)
+        earned = ALLOWANCE * n * (now - self.settled) / self.poke_interval
+        self.spare = min(self.spare + earned, max(1, SAVINGS * n))
+        self.settled = now
+
+    def paid_at(self) -> float:
+        """When a whole look will have been earned."""
+        return self.settled + (1 - self.spare) * self.poke_interval / (ALLOWANCE * len(self.jobs))
+
+    def learn(self, job: _Job) -> None:
+        surprise = job.asked_by is self.patrol and job.place >= self.sweep.size > 0
+        keep = 0.5 if surprise else min(1, MEMORY / (sum(self.found) + 1))
+        self.found = [finds * keep for finds in self.found]
+        self.found[(job.place + 1).bit_length() - 1] += 1
+        if surprise:
+            self.optimism *= keep
+
+    def plan_in_silence(self) -> None:
+        """Lean towards order as time goes by without a find."""
+        if not any(self.found):
+            self.plan()
+
+    def plan(self) -> None:
+        n = self.planned = len(self.jobs)
+        silence = min(1, (self.settled - self.started) / (SILENCE * self.poke_interval))
+        within = self.optimism * sqrt(n) * silence
+        total = within + EVEN + sum(self.found)
+        best, head, share = sqrt(SAVING * n), 0, 0.0
+        for power, finds in enumerate(self.found):
+            w = 2 ** (power + 1) - 1
+            if 2 * w > n:
+                break
+            within += finds
+            p = (within + EVEN * w / n) / total
+            if (c := sqrt(w * p) + sqrt((n - w) * (1 - p))) < best:
+                best, head, share = c, w, p
+        scale = self.poke_interval / ALLOWANCE / (best if head else sqrt(n))
+        self.sweep.size, self.patrol.size = head, n - head
+        self.sweep.lap = scale * sqrt(head / share) if head else inf
+        self.patrol.lap = scale * sqrt((n - head) / (1 - share))
+
+
+class Schedule:
+    """
+    The looks at all pending jobs that share a connection. Times are seconds of any one clock.
+
+    A clock that jumps back is taken to have stood still. Every method but :meth:`add` ignores a key that
+    nobody waits for.
+
+    :param rng: Source of the jitter. The same seed and the same calls give the same looks.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._jobs: dict[str, _Job] = {}
+        self._lines: dict[float, _Line] = {}
+        self._queue: list[tuple[float, int, _Job | _Beat]] = []
+        self._ties = count()
+        self._numbers = count()
+        self._latest = -inf
+        self._skew = 0.0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, key: str, *, now: float, poke_interval: float) -> None:
+        """
+        Begin to wait for a job; if it is waited for already, the shorter interval counts from now on.
+
+        :param poke_interval: Seconds between two looks of the fixed schedule that this one stands for.
+        :raises ValueError: ``poke_interval`` is not a positive number.
+        """
+        if not 0 < poke_interval < inf:
+            raise ValueError(f"poke_interval must be a positive number of seconds, not {poke_interval!r}.")
+        now = self._time(now)
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = _Job(key, next(self._numbers), self._line(poke_interval, now), now)
+            self._join(job, now)
+            if not self._crowded(job):
+                job.young = True
+                self._promise(job, now + self._first_look() * self._jitter())
+        elif poke_interval < job.line.poke_interval:
+            self._leave(job, now)
+            job.line = self._line(poke_interval, now)
+            self._join(job, now)
+
+    def discard(self, key: str) -> None:
+        """Wait no longer for a job. An answer still on its way is ignored."""
+        if job := self._jobs.pop(key, None):
+            self._land(job)
+            job.at = -inf
+            self._leave(job, self._latest)
+
+    def due(self, now: float, limit: int) -> list[str]:
+        """Keys to look at now, at most ``limit``; in flight until :meth:`saw` or :meth:`failed` is told."""
+        now = self._time(now)
+        keys: list[str] = []
+        while len(keys) < limit and self._next() <= now + GRAIN:
+            thing = heappop(self._queue)[2]
+            job = thing.tick(now) if isinstance(thing, _Beat) else self._keep(thing)
+            thing.at = inf
+            if job:
+                self._send(job, now)
+                keys.append(job.key)
+            if isinstance(thing, _Beat):
+                thing.line.plan_in_silence()
+            self._retime(thing.line)
+        return keys
+
+    def saw(self, key: str, *, done: bool, now: float) -> None:
+        """A look was answered. ``done`` ends the wait."""
+        now = self._time(now)
+        job = self._jobs.get(key)
+        if job is None or not (done or job.flying):
+            return
+        if beat := self._land(job):
+            beat.saw(done)
+        soon = (now - job.added) * YOUNG_GROWTH
+        if done:
+            job.line.learn(job)
+            self.discard(key)
+        elif job.hinted:
+            self._promise(job, now)
+        elif job.young and soon < job.line.poke_interval:
+            self._promise(job, now + soon * self._jitter())
+        else:
+            self._release(job)
+        self._retime(job.line)
+
+    def failed(self, key: str, *, now: float, retry_in: float) -> None:
+        """
+        A look got no answer.
+
+        :param retry_in: Seconds until the job is looked at again, and not before unless by a hint.
+        """
+        now = self._time(now)
+        if job := self._jobs.get(key):
+            self._land(job)
+            job.young = False
+            self._promise(job, now + retry_in)
+
+    def hint(self, key: str, *, now: float) -> None:
+        """Somebody says that a job may be done: look at once, and again if a look is in flight."""
+        now = self._time(now)
+        if job := self._jobs.get(key):
+            job.young, job.hinted = False, job.flying
+            if not job.flying:
+                self._promise(job, now)
+
+    def next_at(self, now: float) -> float | None:
+        """When :meth:`due` has a key next, seldom earlier, never later. None: not until told something."""
+        now = self._time(now)
+        at = self._next()
+        return None if at == inf else max(at, now) - self._skew
+
+    def _time(self, now: float) -> float:
+        self._skew = max(self._skew, self._latest - now)
+        self._latest = now + self._skew
+        return self._latest
+
+    def _jitter(self) -> float:
+        return self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def _first_look(self) -> float:
+        """The age at which the youngest job would be looked at first, if the pool counts as small."""
+        return float(len(self._jobs) ** YOUNG_POWER)
+
+    def _crowded(self, job: _Job) -> bool:
+        return self._first_look() >= job.line.poke_interval
+
+    def _line(self, poke_interval: float, now: float) -> _Line:
+        if poke_interval not in self._lines:
+            self._lines[poke_interval] = _Line(poke_interval, now)
+        return self._lines[poke_interval]
+
+    def _join(self, job: _Job, now: float) -> None:
+        line = job.line
+        line.settle(now)
+        insort(line.jobs, job, key=_number)
+        if len(line.jobs) > line.planned * 1.05:
+            line.plan()
+        job.looked = now - line.patrol.lap * (job.number * _GOLDEN % 1)
+        job.queued = False
+        line.patrol.enqueue(job)
+        self._retime(line)
+
+    def _leave(self, job: _Job, now: float) -> None:
+        line = job.line
+        line.settle(now)
+        del line.jobs[line.index(job.number)]
+        if line.jobs:
+            line.plan()
+        else:
+            line.sweep.size = 0
+            del self._lines[line.poke_interval]
+        self._retime(line)
+
+    def _send(self, job: _Job, now: float) -> None:
+        job.flying, job.hinted = True, False
+        job.looked = now + job.line.patrol.lap * (self._jitter() - 1)
+        job.line.settle(now)
+        job.line.spare = max(0, job.line.spare - 1)
+
+    def _land(self, job: _Job) -> _Beat | None:
+        beat = job.asked_by if job.flying else None
+        if beat:
+            beat.flying -= 1
+        job.flying = False
+        return beat
+
+    def _promise(self, job: _Job, at: float) -> None:
+        job.at = at
+        self._push(job)
+
+    def _keep(self, job: _Job) -> _Job | None:
+        """Keep the promise of a look, unless it was given to a young job and the pool is large by now."""
+        if job.young and self._crowded(job):
+            self._release(job)
+            return None
+        job.asked_by, job.place = None, job.line.index(job.number)
+        return job
+
+    def _release(self, job: _Job) -> None:
+        """Leave a job to the beats."""
+        job.young, job.at = False, inf
+        job.line.patrol.enqueue(job)
+
+    def _retime(self, line: _Line) -> None:
+        for beat in (line.sweep, line.patrol):
+            if (at := beat.when()) < beat.at:
+                beat.at = at
+                self._push(beat)
+
+    def _push(self, thing: _Job | _Beat) -> None:
+        heappush(self._queue, (thing.at, next(self._ties), thing))
+
+    def _next(self) -> float:
+        """When the first of the queue is due; drops what was overtaken, moves back beats that slowed down."""
+        while self._queue:
+            at, _, thing = self._queue[0]
+            if at == thing.at and thing.when() <= at:
+                return at
+            heappop(self._queue)
+            if at == thing.at:
+                thing.at = thing.when()
+                if thing.at < inf:
+                    self._push(thing)
+        return inf

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Looks per job and detection delay of the pool's schedule, beside a fixed interval.
+
+The schedule is used as the pool uses it: looks take a while, at most so many are in flight, and a rate limit
+may hold them back. The clock is simulated, the schedule is the real one. The fixed interval looks at each
+job ``poke_interval`` seconds after its submission and then every ``poke_interval`` seconds, with the same
+latency. It is not held back by a rate limit.
+
+Run it with ``python -m benchmarks.schedule_simulation``; ``--help`` lists what can be changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
+
+from airflow_provider_distribute.waiting.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class Job(NamedTuple):
+    """When a job is submitted and when it ends, in seconds."""
+
+    submitted: float
+    ended: float
+
+
+class Conditions(NamedTuple):
+    """Seconds, looks, and looks per second (``None``: no limit)."""
+
+    poke_interval: float = 30.0
+    latency: float = 0.05
+    in_flight: int = 32
+    rate: float | None = None
+
+
+class Outcome(NamedTuple):
+    """Looks that were sent, and the delay of each job in seconds."""
+
+    looks: int
+    delays: list[float]
+
+
+def ours(jobs: list[Job], conditions: Conditions, seed: int) -> Outcome:
+    """Wait for all jobs with the schedule."""
+    schedule = Schedule(random.Random(seed))
+    arrivals = sorted(range(len(jobs)), key=lambda index: jobs[index].submitted, reverse=True)
+    answers: list[tuple[float, int, bool]] = []
+    delays: list[float] = []
+    looks, now, free_at = 0, 0.0, 0.0
+    while len(delays) < len(jobs):
+        while arrivals and jobs[arrivals[-1]].submitted <= now:
+            schedule.add(str(arrivals.pop()), now=now, poke_interval=conditions.poke_interval)
+        while answers and answers[0][0] <= now:
+            _, index, done = heappop(answers)
+            schedule.saw(str(index), done=done, now=now)
+            if done:
+                delays.append(now - jobs[index].ended)
+        room = conditions.in_flight - len(answers)
+        if conditions.rate and now < free_at:
+            room = 0
+        for key in schedule.due(now, min(room, 1) if conditions.rate else room):
+            looks += 1
+            index, answered = int(key), now + conditions.latency
+            heappush(answers, (answered, index, jobs[index].ended <= now + conditions.latency / 2))
+            free_at = now + 1 / conditions.rate if conditions.rate else now
+        coming = [jobs[arrivals[-1]].submitted] if arrivals else []
+        if answers:
+            coming.append(answers[0][0])
+        if len(answers) < conditions.in_flight and (at := schedule.next_at(now)) is not None:
+            coming.append(max(at, free_at))
+        now = min(coming, default=now)
+    return Outcome(looks, delays)
+
+
+def fixed(jobs: list[Job], conditions: Conditions) -> Outcome:
+    """Wait for all jobs with one timer for each."""
+    looks, delays = 0, []
+    for submitted, ended in jobs:
+        turns = max(1, math.ceil((ended - submitted - conditions.latency / 2) / conditions.poke_interval))
+        looks += turns
+        delays.append(submitted + turns * conditions.poke_interval + conditions.latency - ended)
+    return Outcome(looks, delays)
+
+
+def submitted_at_once(ends: Callable[[int, random.Random], list[float]]) -> Callable[..., list[Job]]:
+    """Jobs that are submitted within one poke_interval, so that no fixed timer is in step with the service."""
+
+    def jobs(count: int, rng: random.Random) -> list[Job]:
+        submitted = sorted(rng.uniform(0, 30) for _ in range(count))
+        return [Job(at, max(at + 1, 30 + end)) for at, end in zip(submitted, ends(count, rng), strict=True)]
+
+    return jobs
+
+
+def submitted_over(span: float, lasts: Callable[[random.Random], float]) -> Callable[..., list[Job]]:
+    """Jobs that are submitted one after another over ``span`` seconds."""
+
+    def jobs(count: int, rng: random.Random) -> list[Job]:
+        submitted = sorted(rng.uniform(0, span) for _ in range(count))
+        return [Job(at, at + lasts(rng)) for at in submitted]
+
+    return jobs
+
+
+def one_by_one(noise: float) -> Callable[[int, random.Random], list[float]]:
+    """A service that works on jobs in order for an hour, give or take normal noise in seconds."""
+    return lambda count, rng: [HOUR * (i + 1) / count + rng.gauss(0, noise) for i in range(count)]
+
+
+def each(draw: Callable[[random.Random], float]) -> Callable[[int, random.Random], list[float]]:
+    """Jobs that know nothing of each other."""
+    return lambda count, rng: [draw(rng) for _ in range(count)]
+
+
+def log_normal(median: float) -> Callable[[random.Random], float]:
+    """Seconds that are short for most and long for few."""
+    return lambda rng: median * rng.lognormvariate(0, 1)
+
+
+SCENARIOS: dict[str, Callable[[int, random.Random], list[Job]]] = {
+    "FIFO over 1 h": submitted_at_once(one_by_one(0)),
+    "FIFO, flowing": submitted_over(HOUR, lambda rng: 10.25 * MINUTE),
+    "noisy FIFO, 1 min": submitted_at_once(one_by_one(MINUTE)),
+    "noisy FIFO, 5 min": submitted_at_once(one_by_one(5 * MINUTE)),
+    "wave at 30 min, 10 s": submitted_at_once(each(lambda rng: rng.gauss(30 * MINUTE, 10))),
+    "wave at 30 min, 60 s": submitted_at_once(each(lambda rng: rng.gauss(30 * MINUTE, 60))),
+    "log-normal, 2 min": submitted_at_once(each(log_normal(2 * MINUTE))),
+    "log-normal, 10 min": submitted_at_once(each(log_normal(10 * MINUTE))),
+    "log-normal, flowing": submitted_over(HOUR, log_normal(10 * MINUTE)),
+    "log-normal, 2 h": submitted_at_once(each(log_normal(2 * HOUR))),
+    "uniform over 24 h": submitted_at_once(each(lambda rng: rng.uniform(0, 24 * HOUR))),
+}
+
+
+def percentile_95(values: list[float]) -> float:
+    return sorted(values)[int(0.95 * len(values))]
+
+
+def row(name: str, count: int, conditions: Conditions, budget: int) -> str:
+    """One line of the table, over as many seeds as ``budget`` looks of the fixed interval pay for."""
+    mine, theirs, seeds = Outcome(0, []), Outcome(0, []), 0
+    while seeds < 50 and (seeds == 0 or theirs.looks * (seeds + 1) / seeds <= budget):
+        jobs = SCENARIOS[name](count, random.Random(seeds))
+        new, old = ours(jobs, conditions, seeds), fixed(jobs, conditions)
+        mine = Outcome(mine.looks + new.looks, mine.delays + new.delays)
+        theirs = Outcome(theirs.looks + old.looks, theirs.delays + old.delays)
+        seeds += 1
+    jobs_seen = seeds * count
+    mean, mean_fixed = statistics.fmean(mine.delays), statistics.fmean(theirs.delays)
+    return (
+        f"{name:22}{count:7}{seeds:6}{mine.looks / jobs_seen:10.2f}{theirs.looks / jobs_seen:10.2f}"
+        f"{mine.looks / theirs.looks:8.2f}{mean:9.1f}{mean_fixed:9.1f}{mean / mean_fixed:8.2f}"
+        f"{percentile_95(mine.delays):9.1f}{percentile_95(theirs.delays):9.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, nargs="*", default=[10, 100, 1000], help="jobs per scenario")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--poke-interval", type=float, default=30.0, help="seconds")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds of a look")
+    parser.add_argument("--rate", type=float, help="looks per second at most")
+    parser.add_argument(
+        "--budget", type=int, default=40_000, help="looks of the fixed interval per row, about"
+    )
+    given = parser.parse_args()
+    conditions = Conditions(given.poke_interval, given.latency, rate=given.rate)
+
+    print(f"{'':35}{'looks per job':>20}{'':8}{'mean delay, s':>18}{'':8}{'p95 delay, s':>18}")
+    print(
+        f"{'scenario':22}{'jobs':>7}{'seeds':>6}{'ours':>10}{'fixed':>10}{'ratio':>8}"
+        f"{'ours':>9}{'fixed':>9}{'ratio':>8}{'ours':>9}{'fixed':>9}"
+    )
+    for name in SCENARIOS:
+        if given.only in name:
+            for count in given.jobs:
+                print(row(name, count, conditions, given.budget), flush=True)
+    if not given.only:
+        print(row("FIFO over 1 h", 10_000, conditions, given.budget))
+
+
+if __name__ == "__main__":
+    main()
