@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the hooks of all services share: from an Airflow connection to a client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from asgiref.sync import sync_to_async
+
+from airflow_provider_distribute.client import AsyncClient, Client
+from airflow_provider_distribute.exceptions import ConnectionInvalid, DeadlinePassed, InferenceError
+from airflow_provider_distribute.get_provider_info import FORMS
+from airflow_provider_distribute.models import DEADLINE_MARGIN, SERVICE_WINDOW, ChatRequest, Job, Settings
+from airflow_provider_distribute.pacing import RateLimit
+from airflow_provider_distribute.services import SERVICES
+from airflow_provider_distribute.waiting.pool import shared_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from airflow.providers.common.compat.sdk import Connection
+
+#: Default for how long jobs are waited for, in seconds: the services' 72 hours and a margin.
+DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
+#: Default for the seconds between two looks of the fixed schedule that waiting is at least as quick as.
+DEFAULT_POKE_INTERVAL = 30.0
+
+
+def settings_from(connection: Connection) -> Settings:
+    """
+    Read an Airflow connection of one of our types.
+
+    :raises ConnectionInvalid: naming every missing or wrong field.
+    """
+    conn_id = connection.conn_id
+    conn_type = str(connection.conn_type).replace("-", "_")
+    if conn_type not in SERVICES:
+        known = " or ".join(repr(name) for name in SERVICES)
+        raise ConnectionInvalid(conn_id, [f"its type is {connection.conn_type!r}, not {known}"])
+    fields = {**_extra_of(connection), "api_key": connection.password}
+    if connection.host:
+        fields["base_url"] = _base_url_of(connection)
+    return SERVICES[conn_type].settings.parse(conn_id, fields)
+
+
+def _extra_of(connection: Connection) -> dict[str, Any]:
+    # Connection.extra_dejson answers {} to an extra that is not JSON, which would hide a typo.
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise ConnectionInvalid(connection.conn_id, ["extra: is not a JSON object"])
+    return extra
+
+
+def _base_url_of(connection: Connection) -> str:
+    host = str(connection.host)
+    if "://" in host:
+        return host
+    port = f":{connection.port}" if connection.port else ""
+    return f"{connection.schema or 'https'}://{host}{port}"
+
+
+async def async_settings(conn_id: str) -> Settings:
+    """
+    Read an Airflow connection on an event loop, without blocking it, on every Airflow from 3.0 on.
+
+    :raises ConnectionInvalid: naming every missing or wrong field.
+    """
+    try:
+        connection = await get_async_connection(conn_id)
+    except AirflowNotFoundException:
+        # dag.test() has no asynchronous way to a connection that is stored in the database.
+        connection = await sync_to_async(BaseHook.get_connection)(conn_id)
+    return settings_from(connection)
+
+
+def _refuse_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "wait() was called on an event loop and would block it. In a coroutine use "
+        "`await asyncio.to_thread(hook.wait, job_ids)`; in a Dag AsyncChatSensor waits without a worker."
+    )
+
+
+class ServiceHook(BaseHook):
+    """
+    Talks to one service through an Airflow connection.
+
+    Connection: ``password`` is the API key, ``host`` the base URL (default: the vendor's), and ``extra`` may
+    hold the fields of the service's :class:`~airflow_provider_distribute.models.Settings`.
+
+    Errors are those of :mod:`airflow_provider_distribute.exceptions`.
+
+    :param conn_id: Connection id.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name: ClassVar[str]
+    conn_type: ClassVar[str]
+    hook_name: ClassVar[str]
+
+    def __init__(self, conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id or self.default_conn_name
+        self._opening: asyncio.Future[AsyncClient] | None = None
+        self._users = 0
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the form of Airflow below 3.2, which knows no typed fields: they go to ``extra`` as JSON."""
+        behaviour = FORMS[cls.conn_type]["ui-field-behaviour"]
+        example = {
+            name: field["schema"].get("default")
+            for name, field in FORMS[cls.conn_type]["conn-fields"].items()
+        }
+        return {
+            "hidden_fields": [name for name in behaviour["hidden-fields"] if name != "extra"],
+            "relabeling": behaviour["relabeling"],
+            "placeholders": {**behaviour["placeholders"], "extra": json.dumps(example, indent=1)},
+        }
+
+    @cached_property
+    def settings(self) -> Settings:
+        """
+        The connection, read and checked.
+
+        :raises ConnectionInvalid: naming every missing or wrong field.
+        """
+        return self._checked(settings_from(self.get_connection(self.conn_id)))
+
+    def _checked(self, settings: Settings) -> Settings:
+        if settings.service != self.conn_type:
+            raise ConnectionInvalid(
+                self.conn_id,
+                [f"its type is {settings.service!r}; {type(self).__name__} takes {self.conn_type!r}"],
+            )
+        return settings
+
+    @cached_property
+    def limit(self) -> RateLimit:
+        """The rate limit that everything sent through this hook keeps."""
+        return RateLimit(self.settings.requests_per_second)
+
+    @cached_property
+    def client(self) -> Client:
+        """The synchronous client."""
+        return Client(self.settings, limit=self.limit)
+
+    def get_conn(self) -> Client:
+        """Return the synchronous client."""
+        return self.client
+
+    def request_from(self, request: Any) -> ChatRequest:
+        """
+        Read a prompt, a message list, a mapping with either, or a :class:`ChatRequest`.
+
+        :raises InvalidRequest: naming everything that is wrong.
+        """
+        return ChatRequest.parse(request, model=self.settings.model)
+
+    def submit(self, request: Any) -> str:
+        """
+        Submit a request; it is accepted, and billed, when this returns.
+
+        What was surely not accepted is sent again for up to an hour; what was sent and not answered never is.
+
+        :param request: A prompt, a message list, a mapping with ``prompt`` or ``messages`` and optionally
+            ``model``, ``params``, ``metadata`` and ``system_prompt``, or a :class:`ChatRequest`.
+        :returns: The job id.
+        :raises OutcomeUnknown: it may have been accepted.
+        :raises InvalidRequest, AccessDenied, RequestRefused, NotAccepted: it was not.
+        """
+        return self.client.submit(self.request_from(request))
+
+    def get_job(self, job_id: str) -> Job:
+        """
+        Look at a job once.
+
+        :raises JobNotFound: the service does not know it (yet).
+        :raises Unavailable: no usable answer; the job goes on.
+        :raises AccessDenied: the key is not accepted.
+        """
+        return self.client.look(job_id)
+
+    @overload
+    def wait(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first
+        self, job_ids: str, *, timeout: float = ..., poke_interval: float = ..., look_now: bool = ...
+    ) -> Job: ...
+
+    @overload
+    def wait(
+        self,
+        job_ids: Sequence[str],
+        *,
+        timeout: float = ...,
+        poke_interval: float = ...,
+        look_now: bool = ...,
+    ) -> list[Job]: ...
+
+    def wait(
+        self,
+        job_ids: str | Sequence[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        poke_interval: float = DEFAULT_POKE_INTERVAL,
+        look_now: bool = False,
+    ) -> Job | list[Job]:
+        """
+        Wait until jobs have ended, well or badly. Occupies the worker; a sensor does not.
+
+        :param job_ids: One job id, or several.
+        :param timeout: Seconds to wait at most.
+        :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+        :param look_now: Look at every job at once: they are believed to have ended.
+        :returns: The job, or the jobs in the order given.
+        :raises DeadlinePassed: naming the jobs that were still pending. They go on and are billed.
+        :raises AccessDenied: the key is not accepted.
+        :raises RuntimeError: called on an event loop, which it would block.
+        """
+        _refuse_event_loop()
+        asked = [job_ids] if isinstance(job_ids, str) else list(job_ids)
+        jobs = asyncio.run(self._wait(asked, time.time() + timeout, poke_interval, look_now))
+        return jobs[0] if isinstance(job_ids, str) else jobs
+
+    async def _wait(
+        self, job_ids: list[str], deadline: float, poke_interval: float, look_now: bool
+    ) -> list[Job]:
+        ended: dict[str, Job] = {}
+
+        def keep(job: Job) -> None:
+            ended[job.job_id] = job
+
+        waited = await shared_pool(self.settings).wait(
+            job_ids,
+            deadline=deadline,
+            poke_interval=poke_interval,
+            look_now=look_now,
+            on_end=keep,
+            logger=self.log,
+        )
+        if waited.pending:
+            raise DeadlinePassed(waited.pending, total=len(set(job_ids)))
+        return [ended[job_id] for job_id in job_ids]
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for a job that cannot exist: it costs nothing and shows whether the key is accepted."""
+        try:
+            self.client.probe()
+        except InferenceError as error:
+            return False, str(error)
+        return True, f"{self.client.service.title} answers and accepts the key."
+
+    async def asubmit(self, request: Any) -> str:
+        """Submit a request, asynchronously; see :meth:`submit`."""
+        async with self._async_client() as client:
+            return await client.submit(self.request_from(request))
+
+    async def aget_job(self, job_id: str) -> Job:
+        """Look at a job once, asynchronously; see :meth:`get_job`."""
+        async with self._async_client() as client:
+            return await client.look(job_id)
+
+    @contextlib.asynccontextmanager
+    async def _async_client(self) -> AsyncIterator[AsyncClient]:
+        """Share one client among the calls that overlap; the last one out closes it."""
+        opening = self._opening = self._opening or asyncio.ensure_future(self._open())
+        self._users += 1
+        try:
+            yield await asyncio.shield(opening)
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._opening = None
+                opening.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await (await opening).close()
+
+    async def _open(self) -> AsyncClient:
+        if "settings" not in self.__dict__:
+            self.settings = self._checked(await async_settings(self.conn_id))
+        return await AsyncClient.open(self.settings, limit=self.limit)

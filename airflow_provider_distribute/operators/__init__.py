@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Operators: what DAG authors call."""
+
+from __future__ import annotations
