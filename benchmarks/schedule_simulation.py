@@ -94,7 +94,7 @@ def fixed(jobs: list[Job], conditions: Conditions) -> Outcome:
 
 
 def submitted_at_once(ends: Callable[[int, random.Random], list[float]]) -> Callable[..., list[Job]]:
-    """Jobs that are submitted within one poke_interval, so that no fixed timer is in step with the service."""
+    """Jobs that are submitted within 30 s, so that no fixed timer is in step with the service."""
 
     def jobs(count: int, rng: random.Random) -> list[Job]:
         submitted = sorted(rng.uniform(0, 30) for _ in range(count))

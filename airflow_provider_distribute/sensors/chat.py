@@ -113,6 +113,9 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
             return super().execute(context)
         except AirflowSensorTimeout as error:
             pending = self._pending(context)
+            if self.never_fail:
+                # Airflow lets a poking sensor time out all the same, and skips a deferred one.
+                raise AirflowSkipException(str(pending)) from error
             raise self.deadline_passed(pending) from error
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
@@ -170,7 +173,8 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
 
     def _pending(self, context: Context) -> DeadlinePassed:
         job_ids = dict.fromkeys(self.job_ids_to_wait_for(context))
-        looked = [self._look(job_id, context) for job_id in job_ids]
+        with airflow_errors():
+            looked = [self._seen.get(job_id) or self._look(job_id, context) for job_id in job_ids]
         return DeadlinePassed({job.job_id: job.status for job in looked if not job.done}, total=len(job_ids))
 
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:

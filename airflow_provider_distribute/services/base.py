@@ -139,9 +139,9 @@ class Service(ABC):
         body = {"model": model, "messages": [dict(message) for message in request.messages], **params}
         return {**body, "metadata": dict(request.metadata)} if request.metadata else body
 
+    @abstractmethod
     def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return one sentence for each thing about the messages that the service's documentation forbids."""
-        return []
 
     def post(self, path: str, body: Mapping[str, Any]) -> Call:
         """

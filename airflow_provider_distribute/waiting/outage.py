@@ -22,9 +22,9 @@ class Outage:
     """
     Counts looks in a row that got no usable answer.
 
-    One job's trouble is that job's, however often it is looked at. When looks at three different jobs in a row
-    have no answer the service counts as down, and then the pool sends one look at a time, ever more slowly,
-    until one is answered.
+    One job's trouble is that job's, however often it is looked at. When looks at three different jobs in a
+    row have no answer the service counts as down, and then the pool sends one look at a time, ever more
+    slowly, until one is answered.
 
     :param backoff: The waits between those looks.
     :param rng: Source of jitter.

@@ -10,8 +10,8 @@ all waiters of one process together. It does no I/O and reads no clock: ``now`` 
 
 - The mean delay between a job's end and the look that finds it is aimed at P / 2, whatever the order.
 - At most ``ALLOWANCE`` (1.08) times as many looks, whatever the order. This is enforced: n pending jobs earn
-  ``ALLOWANCE`` * n / P looks a second, and every look is paid from that. Only a look that somebody asked for
-  (a hint, a retry) and the first looks at jobs in a small pool go out when the purse is empty.
+  ``ALLOWANCE`` * n / P looks a second, and a look is sent when it is paid for. Free of charge is only what
+  somebody asked for (a hint, a retry); the first looks at jobs in a small pool are paid with what is there.
 - Far fewer looks when jobs end roughly in the order of submission, or all at about the same time.
 - Looks are spread out. Adding a thousand jobs at once causes no burst.
 
@@ -30,8 +30,9 @@ the rate of looks is W / s + (n - W) / B. The lowest rate at which the mean dela
 and is c c / P. By Cauchy-Schwarz c c <= n, *whatever p is*: a wrong p cannot cost more looks than the fixed
 interval, it costs delay. So p is believed on evidence only. The line counts at which places finished jobs
 were found, by powers of two, and takes the W with the smallest c; when that would not save enough
-(``SAVING``) there is no sweep, and the patrol is the fixed interval. A find beyond W halves all belief. While
-nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``), by an amount
+(``SAVING``) there is no sweep, and the patrol is the fixed interval. Half of the finds in the outer half of W
+count as beyond it, for they may have ended before they came so near. A patrol's find beyond W halves all
+belief. While nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``), by an amount
 that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs are found late.
 
 A find by the sweep calls for two more looks at once and a pending job ends the run, so a backlog is cleared
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 ALLOWANCE = 1.08  # looks earned, for each look of the fixed interval
 SAVINGS = 10  # looks per job that a line may keep for later
 SAVING = 0.75  # the share of the looks that a sweep must not exceed to be worth its risk
-MEMORY = 100  # finds
+MEMORY = 200  # finds
 EVEN = 1.0  # finds taken as given, spread evenly over the line
 OPTIMISM = 0.5  # finds at the head of a silent line taken as given, for each sqrt(job)
 SILENCE = 40  # poke_intervals of silence until OPTIMISM is whole
@@ -166,7 +167,6 @@ class _Sweep(_Beat):
             job = jobs[index]
             if job.idle:
                 self.cursor = job.number
-                job.place = max(0, index - self.flying)
                 return job
         return None
 
@@ -207,10 +207,7 @@ class _Patrol(_Beat):
         return min(max(job.looked + self.lap, self.last + step / RUSH), self.last + step * SLACK)
 
     def pick(self) -> _Job | None:
-        job = self.oldest()
-        if job is not None:
-            job.place = self.line.index(job.number)
-        return job
+        return self.oldest()
 
 
 class _Line:
@@ -234,6 +231,11 @@ class _Line:
 
     def index(self, number: int) -> int:
         return bisect_left(self.jobs, number, key=_number)
+
+    def place(self, job: _Job) -> int:
+        """How many are before a job that is looked at, not counting what the sweep takes for finds."""
+        finds = self.sweep.flying - 1 if job.asked_by is self.sweep else 0
+        return max(0, self.index(job.number) - finds)
 
     def settle(self, now: float) -> None:
         n = len(self.jobs)
@@ -264,12 +266,11 @@ class _Line:
         within = self.optimism * sqrt(n) * silence
         total = within + EVEN + sum(self.found)
         best, head, share = sqrt(SAVING * n), 0, 0.0
-        for power, finds in enumerate(self.found):
+        for power, finds in enumerate(self.found[: (n // 2 + 1).bit_length() - 1]):
             w = 2 ** (power + 1) - 1
-            if 2 * w > n:
-                break
             within += finds
-            p = (within + EVEN * w / n) / total
+            slid_in = finds / 2 if power else 0.0
+            p = (within - slid_in + EVEN * w / n) / total
             if (c := sqrt(w * p) + sqrt((n - w) * (1 - p))) < best:
                 best, head, share = c, w, p
         scale = self.poke_interval / ALLOWANCE / (best if head else sqrt(n))
@@ -388,9 +389,9 @@ class Schedule:
 
     def next_at(self, now: float) -> float | None:
         """When :meth:`due` has a key next, seldom earlier, never later. None: not until told something."""
-        now = self._time(now)
+        self._time(now)
         at = self._next()
-        return None if at == inf else max(at, now) - self._skew
+        return None if at == inf else max(now, at - self._skew)
 
     def _time(self, now: float) -> float:
         self._skew = max(self._skew, self._latest - now)
@@ -437,8 +438,10 @@ class Schedule:
     def _send(self, job: _Job, now: float) -> None:
         job.flying, job.hinted = True, False
         job.looked = now + job.line.patrol.lap * (self._jitter() - 1)
-        job.line.settle(now)
-        job.line.spare = max(0, job.line.spare - 1)
+        job.place = job.line.place(job)
+        if job.asked_by or job.young:
+            job.line.settle(now)
+            job.line.spare = max(0, job.line.spare - 1)
 
     def _land(self, job: _Job) -> _Beat | None:
         beat = job.asked_by if job.flying else None
@@ -456,7 +459,7 @@ class Schedule:
         if job.young and self._crowded(job):
             self._release(job)
             return None
-        job.asked_by, job.place = None, job.line.index(job.number)
+        job.asked_by = None
         return job
 
     def _release(self, job: _Job) -> None:

@@ -25,16 +25,20 @@ class Clock:
         self.slept: list[float] = []
 
     def monotonic(self) -> float:
+        """Seconds since some time before the test."""
         return self._now
 
     def time(self) -> float:
+        """Seconds since 1970."""
         return EPOCH + self._now
 
     def sleep(self, seconds: float) -> None:
+        """Let time pass."""
         self.slept.append(seconds)
         self._now += seconds
 
     def loop(self) -> asyncio.AbstractEventLoop:
+        """Make an event loop that lives by this clock."""
         return _Loop(self)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
@@ -49,6 +53,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self._clock = clock
 
     def time(self) -> float:
+        """Return the clock's seconds."""
         return self._clock.monotonic()
 
 
@@ -58,6 +63,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._clock = clock
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Let time pass instead of waiting, when nothing is ready."""
         ready = super().select(0)
         if not ready and timeout != 0:
             if timeout is None:

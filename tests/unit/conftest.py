@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from airflow_provider_distribute.models import Settings
     from airflow_provider_distribute.services import Service
     from tests.unit.contracts import Contract
     from tests.unit.wire import Answer, Colour
@@ -29,13 +28,17 @@ if TYPE_CHECKING:
 class Drive(Protocol):
     """Makes a client over a wire; closes it after the test."""
 
-    def __call__(self, *answers: Answer, **fields: Any) -> tuple[Caller, Wire]: ...
+    def __call__(self, *answers: Answer, **fields: Any) -> tuple[Caller, Wire]:
+        """Return the client and the wire, for a connection with these fields."""
+        ...
 
 
 class DriveReal(Protocol):
     """Makes a client for a server on the loopback interface; closes it after the test."""
 
-    def __call__(self, url: str, **fields: Any) -> Caller: ...
+    def __call__(self, url: str, **fields: Any) -> Caller:
+        """Return the client for a connection with these fields."""
+        ...
 
 
 @pytest.fixture(params=sorted(SERVICES))
@@ -52,11 +55,6 @@ def colour(request: pytest.FixtureRequest) -> Colour:
 @pytest.fixture
 def service(contract: Contract) -> Service:
     return contract.service
-
-
-@pytest.fixture
-def settings(contract: Contract) -> Settings:
-    return contract.settings()
 
 
 @pytest.fixture

@@ -50,13 +50,16 @@ class Contract:
 
     @property
     def service(self) -> Service:
+        """The service's reading of it."""
         return SERVICES[self.name]
 
     def settings(self, **fields: Any) -> Settings:
+        """Return a connection with a key and a model."""
         given = {"api_key": KEY, "model": "some-model", **fields}
         return self.service.settings.parse(f"{self.name}_default", given)
 
     def ticket(self, job_id: str) -> httpx.Response:
+        """Return the answer to a submission."""
         return httpx.Response(200, json={**sample(f"{self.name}.ticket"), "id": job_id})
 
     def look(self, state: str, /, **fields: Any) -> httpx.Response:
@@ -66,6 +69,7 @@ class Contract:
         return httpx.Response(200, json={**body, self.word_field: word, **fields})
 
     def not_found(self) -> httpx.Response:
+        """Return the answer to a look at a job that is not there."""
         return httpx.Response(404, json=sample(f"{self.name}.not-found"))
 
     def asked_for(self, request: httpx.Request) -> str:

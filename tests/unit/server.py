@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: What a server does with a connection once it has read a whole request; true keeps the connection.
-Behaviour = "Callable[[Server, socket.socket], bool]"
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -32,6 +29,8 @@ class Seen:
 class Server:
     """
     Reads whole requests and answers with the scripted behaviours in turn, the last one for ever.
+
+    A behaviour gets the connection once a whole request was read, and says whether the connection is kept.
 
     A context manager: it listens inside, and every thread and socket of it is gone afterwards.
     """
@@ -52,6 +51,7 @@ class Server:
 
     @property
     def url(self) -> str:
+        """The server's base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def listen(self) -> None:

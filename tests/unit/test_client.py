@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import httpx
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tests.unit.clock import Clock
     from tests.unit.conftest import Drive, DriveReal
     from tests.unit.contracts import Contract
-    from tests.unit.wire import Caller, Colour
+    from tests.unit.wire import Answer, Caller, Colour
 
 PROMPT = "planted-prompt: what is the capital of France?"
 REQUEST = ChatRequest.parse(PROMPT)
@@ -77,6 +77,8 @@ def refusal(status: int, **headers: str) -> httpx.Response:
 
 
 class TestWhatGoesOut:
+    """Requests on the wire."""
+
     def test_a_submission(self, contract: Contract, drive: Drive) -> None:
         """Method, path, headers and body as the documentation has them."""
         caller, wire = drive(contract.ticket("job-1"))
@@ -158,6 +160,8 @@ class TestWhatGoesOut:
 
 
 class TestLooks:
+    """What a look ends in."""
+
     def test_not_found(self, contract: Contract, drive: Drive) -> None:
         """A 404 has a type of its own, because what it means depends on the service."""
         caller, _ = drive(contract.not_found())
@@ -226,6 +230,8 @@ class TestLooks:
 
 
 class TestSubmissions:
+    """What a submission ends in, and when it is sent again."""
+
     @pytest.mark.parametrize(
         "answer",
         [
@@ -421,8 +427,11 @@ class TestSubmissions:
 
 
 class TestSizes:
+    """Bodies that are large, or larger than they seem."""
+
     @pytest.fixture
     def small(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        """A limit that is quicker to reach."""
         monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
         return 100_000
 
@@ -458,16 +467,15 @@ class TestSizes:
     def test_a_bomb_is_defused(self, drive: Drive, small: int) -> None:
         """The size that counts is the one after decompression."""
         bomb = gzip.compress(b" " * (50 * small))
-        caller, _ = drive(raw(bomb, **{"Content-Encoding": "gzip"}))
+        caller, _ = drive(packed(bomb))
         with pytest.raises(Unavailable, match="TooLarge"):
             caller.look("job-1")
 
     def test_a_compressed_answer_is_read(self, contract: Contract, drive: Drive) -> None:
         """What a gateway compressed is the same answer, also when it is quoted in an error."""
-        packed = {"Content-Encoding": "gzip"}
         caller, _ = drive(
-            raw(gzip.compress(contract.look("succeeded").content), **packed),
-            raw(gzip.compress(b'{"message": "squeezed"}'), status=400, **packed),
+            packed(gzip.compress(contract.look("succeeded").content)),
+            packed(gzip.compress(b'{"message": "squeezed"}'), status=400),
         )
         assert caller.look("job-1").content == "Paris."
         with pytest.raises(RequestRefused, match='"squeezed"'):
@@ -475,32 +483,39 @@ class TestSizes:
 
     def test_what_cannot_be_decompressed(self, drive: Drive) -> None:
         """A wrong ``Content-Encoding`` is no usable answer."""
-        caller, _ = drive(raw(b"not gzip", **{"Content-Encoding": "gzip"}))
+        caller, _ = drive(packed(b"not gzip"))
         with pytest.raises(Unavailable, match="DecodingError"):
             caller.look("job-1")
 
 
-def raw(body: bytes, *, status: int = 200, **headers: str) -> Any:
-    """Return an answer whose body is not decoded yet."""
+def packed(body: bytes, *, status: int = 200) -> Callable[[], httpx.Response]:
+    """Return an answer that says its body is compressed, and is not decoded yet."""
+    headers = {"Content-Encoding": "gzip"}
     return lambda: httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
 
 
 class TestSecrets:
+    """What must not be told."""
+
     def test_nothing_secret_in_errors_and_logs(
         self, contract: Contract, drive: Drive, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Whatever goes wrong, neither key nor header nor prompt is in the error, its causes or the log."""
         caplog.set_level(logging.DEBUG)
         said = json.dumps({"message": f"bad key {KEY}"})
-        for answer in (
+        sayings: list[Answer] = [
             *(httpx.Response(status, content=said) for status in (400, 401, 403, 429, 500, 503)),
             httpx.ReadError("x"),
             httpx.Response(200, content=said),
-        ):
+        ]
+        for answer in sayings:
             caller, _ = drive(answer)
-            for act in (lambda: caller.submit(REQUEST, deadline=0), lambda: caller.look("job-1")):
+            for act, given in (
+                (caller.submit, {"request": REQUEST, "deadline": 0.0}),
+                (caller.look, {"job_id": "job-1"}),
+            ):
                 try:
-                    act()
+                    cast("Callable[..., object]", act)(**given)
                 except InferenceError as error:
                     for text in (str(error), repr(error), str(vars(error)), str(error.__cause__)):
                         assert KEY not in text
@@ -516,6 +531,8 @@ class TestSecrets:
 
 
 class TestNeverConnected:
+    """When sending again is safe."""
+
     @pytest.mark.parametrize(
         ("error", "cause", "never"),
         [
@@ -551,6 +568,7 @@ class Opens(Backoff):
     server: Server
 
     def delay(self, failures: int, rng: random.Random) -> float:
+        """Open the server at once."""
         self.server.listen()
         return 0.0
 
@@ -709,6 +727,8 @@ class TestRealServer:
 
 
 class TestProxies:
+    """Proxies that the environment names."""
+
     def test_the_environments_proxy_is_used(
         self, contract: Contract, drive_real: DriveReal, monkeypatch: pytest.MonkeyPatch
     ) -> None:

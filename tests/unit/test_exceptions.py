@@ -36,7 +36,7 @@ def descendants(kind: type[InferenceError]) -> Iterator[type[InferenceError]]:
         yield from descendants(child)
 
 
-TREE = [InferenceError, *descendants(InferenceError)]
+TREE: list[type[InferenceError]] = [InferenceError, *descendants(InferenceError)]
 
 UNKNOWN = OutcomeUnknown("The service hung up", service="distribute")
 FACTS: dict[str, InferenceError] = {
@@ -117,7 +117,8 @@ def test_an_invalid_request_says_which() -> None:
 def test_an_incomplete_submission_lists_what_is_paid() -> None:
     """The ids accepted before the failure are in the text: the log may be all that is left of them."""
     assert str(FACTS["SubmissionIncomplete"]) == (
-        "Request 3 of 5 failed: The service hung up. 2 of 5 were accepted. Accepted, running and billed: j0, j1."
+        "Request 3 of 5 failed: The service hung up. 2 of 5 were accepted. "
+        "Accepted, running and billed: j0, j1."
     )
 
 
@@ -127,7 +128,8 @@ def test_an_incomplete_submission_says_what_follows() -> None:
         InvalidRequest(["a: wrong"]), index=0, total=2, accepted={}, follows="A retry starts over."
     )
     assert str(error) == (
-        "Request 1 of 2 failed: The request was not sent: a: wrong. 0 of 2 were accepted. A retry starts over."
+        "Request 1 of 2 failed: The request was not sent: a: wrong. 0 of 2 were accepted. "
+        "A retry starts over."
     )
 
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from airflow_provider_distribute.client import Client
 from airflow_provider_distribute.exceptions import ConnectionInvalid, InvalidRequest
-from airflow_provider_distribute.models import ChatRequest, Job, JobError, JobState
+from airflow_provider_distribute.models import ChatRequest, Job, JobError, JobState, Price
 from tests.unit.contracts import CONTRACTS, DISTRIBUTE, INFERENCE_NET, KEY
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ USER = {"role": "user", "content": PROMPT}
 
 
 class TestSettings:
+    """Airflow connections."""
+
     def test_only_the_key_is_needed(self, contract: Contract) -> None:
         """Everything else has a default; the base URL is the vendor's."""
         settings = contract.service.settings.parse("c", {"api_key": KEY})
@@ -78,14 +80,17 @@ class TestSettings:
         assert "secret-word" not in message
         assert len(caught.value.problems) == 6
 
-    @pytest.mark.parametrize(
-        "key", ["", "   ", "a b", "a\nb", "ключ", "a\x00b", "a\tb"], ids=lambda key: ascii(key)
-    )
+    @pytest.mark.parametrize("key", ["", "   ", "a b", "a\nb", "ключ", "a\x00b", "a\tb"], ids=ascii)
     def test_a_key_must_fit_a_header(self, contract: Contract, key: str) -> None:
         """A key that no HTTP header can carry is a paste error; it is reported and not shown."""
         with pytest.raises(ConnectionInvalid, match=r"password|api_key") as caught:
             contract.service.settings.parse("c", {"api_key": key})
         assert "ключ" not in str(caught.value)
+
+    def test_an_empty_key_is_no_key(self, contract: Contract) -> None:
+        """Also for whoever builds settings without the form."""
+        with pytest.raises(ValidationError, match="is empty"):
+            contract.service.settings(conn_id="c", api_key=SecretStr(" "))  # type: ignore[call-arg]
 
     def test_space_around_the_key_is_cut_off(self, contract: Contract) -> None:
         """A newline at the end of a pasted key is nobody's intention."""
@@ -120,7 +125,7 @@ class TestSettings:
         ],
     )
     def test_a_base_url_is_scheme_host_port_and_path(self, contract: Contract, url: str) -> None:
-        """What HTTP libraries would choke on, or send a password by, is reported as the connection's fault."""
+        """What HTTP libraries choke on, or would send a password by, is the connection's fault."""
         with pytest.raises(ConnectionInvalid, match="base_url") as caught:
             contract.settings(base_url=url)
         assert "word" not in str(caught.value)
@@ -149,6 +154,30 @@ class TestSettings:
         transport = httpx.MockTransport(lambda request: DISTRIBUTE.ticket("job-1"))
         with Client(settings, transport=transport) as client:
             assert client.submit(ChatRequest.parse(PROMPT)) == "job-1"
+
+    @pytest.mark.parametrize("form", [json.dumps, lambda value: value], ids=["text", "mapping"])
+    def test_prices_are_a_table(self, contract: Contract, form: Any) -> None:
+        """Dollars per million tokens in and out by model, as JSON or as text, which is what a form sends."""
+        settings = contract.settings(prices=form({"m": [0.1, 2]}))
+        assert settings.prices == (("m", Price(prompt=0.1, completion=2.0)),)
+        hash(settings)
+
+    @pytest.mark.parametrize(
+        ("prices", "reason"),
+        [
+            ("{", "prices: is not JSON"),
+            (5, "prices"),
+            ({"m": 1}, "takes two numbers for each model"),
+            ({"m": [1]}, "takes two numbers for each model"),
+            ({"m": [1, "much"]}, "takes two numbers for each model"),
+            ({"m": [1, -1]}, "takes two numbers for each model"),
+            ({"m": [1, float("inf")]}, "takes two numbers for each model"),
+        ],
+    )
+    def test_what_is_no_table_of_prices(self, contract: Contract, prices: object, reason: str) -> None:
+        """A budget that nobody can compute is the connection's fault."""
+        with pytest.raises(ConnectionInvalid, match=reason):
+            contract.settings(prices=prices)
 
     def test_a_dashboard_url_may_have_a_query(self, contract: Contract) -> None:
         """It is only shown to people, so it need only be a link."""
@@ -199,6 +228,8 @@ class TestSettings:
 
 
 class TestChatRequest:
+    """What authors ask for."""
+
     @pytest.mark.parametrize(
         "item",
         [
@@ -351,6 +382,8 @@ class TestChatRequest:
 
 
 class TestJob:
+    """What became of it."""
+
     @pytest.mark.parametrize(
         ("state", "done", "succeeded"),
         [(JobState.PENDING, False, False), (JobState.SUCCEEDED, True, True), (JobState.FAILED, True, False)],

@@ -5,22 +5,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import httpx
 
 from airflow_provider_distribute.client import AsyncClient, Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airflow_provider_distribute.models import ChatRequest, Job, Settings
     from airflow_provider_distribute.pacing import RateLimit
-    from airflow_provider_distribute.services import Call, Service
+    from airflow_provider_distribute.services import Call
 
 Colour = Literal["sync", "async"]
 #: A response, an error to raise, or a function that makes a response whose body is still to be decoded.
-Answer = "httpx.Response | BaseException | Callable[[], httpx.Response]"
+Answer: TypeAlias = httpx.Response | BaseException | Callable[[], httpx.Response]
 
 
 class Wire:
@@ -31,6 +30,7 @@ class Wire:
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request."""
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
@@ -67,29 +67,31 @@ class Caller:
         return cls(runner.run(AsyncClient.open(settings)), runner)
 
     @property
-    def service(self) -> Service:
-        return self.client.service
-
-    @property
     def limit(self) -> RateLimit:
+        """The client's rate limit."""
         return self.client.limit
 
     def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+        """As the client's."""
         job_id: str = self._settle(self.client.submit(request, deadline=deadline))
         return job_id
 
     def submit_once(self, call: Call) -> str:
+        """As the client's."""
         job_id: str = self._settle(self.client.submit_once(call))
         return job_id
 
     def look(self, job_id: str) -> Job:
+        """As the client's."""
         job: Job = self._settle(self.client.look(job_id))
         return job
 
     def probe(self) -> None:
+        """As the client's."""
         self._settle(self.client.probe())
 
     def close(self) -> None:
+        """Close the client and its event loop."""
         self._settle(self.client.close())
         if self._runner is not None:
             self._runner.close()

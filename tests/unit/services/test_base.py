@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from airflow_provider_distribute.exceptions import (
@@ -114,6 +115,8 @@ SOME_BYTES = (
 
 
 class TestClassification:
+    """What each status means, for a submission and for a look."""
+
     @pytest.mark.parametrize(
         ("status", "headers", "kind"),
         [
@@ -264,6 +267,11 @@ class TestClassification:
         with pytest.raises(Unavailable, match="answered 200 with"):
             service.read_job("j1", answer(200, content))
 
+    def test_a_job_nobody_saw_is_pending(self, service: Service) -> None:
+        """Without an answered look there is only a word of ours."""
+        job = service.unseen("j1", "not seen yet")
+        assert (job.job_id, job.done, job.status, job.service) == ("j1", False, "not seen yet", service.name)
+
     def test_a_withheld_job_is_failed_with_the_reason(self, service: Service) -> None:
         """What the service refuses to show has ended, for us."""
         refused = service.look_error("j1", answer(410, json={"message": "gone"}))
@@ -274,6 +282,8 @@ class TestClassification:
 
 
 class TestQuoting:
+    """The service's own words in our errors."""
+
     @pytest.mark.parametrize(
         ("content", "words"),
         [
@@ -336,6 +346,8 @@ class TestQuoting:
 
 
 class TestRetryAfter:
+    """How long the service asks to be left alone."""
+
     @pytest.mark.parametrize(
         ("header", "seconds"),
         [
@@ -374,7 +386,7 @@ class TestRetryAfter:
     @given(
         st.text(st.characters(min_codepoint=32, max_codepoint=126)), st.text(st.characters(max_codepoint=126))
     )
-    @settings(max_examples=300)
+    @hypothesis_settings(max_examples=300)
     def test_never_raises(self, header: str, date: str) -> None:
         """No header makes the reader raise, or wait for ever."""
         seconds = retry_after_of(answer(429, headers={"Retry-After": header, "Date": date}))
@@ -382,6 +394,8 @@ class TestRetryAfter:
 
 
 class TestReading:
+    """Bodies of any shape."""
+
     @pytest.mark.parametrize(
         ("content", "value"),
         [
@@ -444,7 +458,7 @@ class TestReading:
         found = instant(value)
         assert (found.isoformat() if found else None) == read
 
-    @given(st.datetimes(datetime(1975, 1, 1), datetime(2099, 1, 1)))  # noqa: DTZ001
+    @given(st.datetimes(datetime(1975, 1, 1), datetime(2099, 1, 1)))
     def test_seconds_and_milliseconds_agree(self, when: datetime) -> None:
         """From 1973 on, no time is taken for the other unit."""
         seconds = int(when.replace(tzinfo=UTC).timestamp())
@@ -503,7 +517,7 @@ class TestReading:
         assert {name: read[name] for name in fields} == fields
 
     @given(service=FOR_EACH_SERVICE, content=SOME_BYTES, status=st.integers(200, 599))
-    @settings(max_examples=400)
+    @hypothesis_settings(max_examples=200)
     @example(service=SERVICES["distribute"], content=b'{"status": "COMPLETED", "created": 1e400}', status=200)
     @example(service=SERVICES["inference_net"], content=b'{"state": "Failed", "finishedAt": {}}', status=200)
     @example(service=SERVICES["distribute"], content=b'{"status":"\xed\xa0\x80\\u0000"}', status=200)
@@ -528,9 +542,11 @@ class TestReading:
 
 
 class TestJobIds:
+    """Which text can be a job id."""
+
     @pytest.mark.parametrize(
         "job_id",
-        ["", " ", ".", "..", " .. ", "a\nb", "a\x00", "\ud800", "a\u2028b", "x" * 513, "\ufffd", None, 5],
+        ["", " ", ".", "..", " .. ", "a\nb", "a\x00", "a\ud800", "a\u2028b", "x" * 513, "\ufffd", None, 5],
     )
     def test_what_is_no_job_id(self, job_id: Any) -> None:
         """Text that changes a path, breaks a log line or fits no column cannot be a job id."""
@@ -553,7 +569,10 @@ class TestJobIds:
 
 
 class TestRequests:
+    """What both services do with a request."""
+
     def request(self, **fields: Any) -> ChatRequest:
+        """Return a request for nothing in particular."""
         return ChatRequest.parse({"prompt": "x", **fields})
 
     def test_the_model_is_the_requests_or_the_connections(self, contract: Contract) -> None:
@@ -571,7 +590,7 @@ class TestRequests:
             contract.service.describe_submit(self.request(), contract.settings(model=None))
 
     def test_fields_with_an_argument_of_their_own(self, contract: Contract) -> None:
-        """``model``, ``messages`` and ``metadata`` are not smuggled in as params, not even undocumented ones."""
+        """``model``, ``messages`` and ``metadata`` are not smuggled in as params, by no setting."""
         params = {"model": "m", "messages": [], "metadata": {}}
         for settings in (contract.settings(), contract.settings(allow_undocumented_params=True)):
             with pytest.raises(InvalidRequest) as caught:

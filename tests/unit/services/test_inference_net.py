@@ -78,7 +78,7 @@ def test_ids_are_quoted(job_id: str, segment: str) -> None:
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=30).filter(usable_job_id))
 def test_every_http_library_asks_for_the_same_path(job_id: str) -> None:
-    """httpx and yarl each normalise URLs in their own way: a quoted id is left alone by both."""
+    """Libraries normalise URLs in their own ways: httpx and yarl both leave a quoted id alone."""
     path = SERVICE.describe_look(job_id, INFERENCE_NET.settings()).path
     url = httpx.URL(f"https://host{path}")
     assert url.raw_path.decode() == path
@@ -113,7 +113,7 @@ def test_images_travel_as_data(image: object) -> None:
         "role": "user",
         "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": image}],
     }
-    with pytest.raises(InvalidRequest, match="messages.1: images must be data URIs"):
+    with pytest.raises(InvalidRequest, match=r"messages\.1: images must be data URIs"):
         submitted([USER, message])
 
 

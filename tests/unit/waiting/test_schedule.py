@@ -11,7 +11,7 @@ from collections import Counter, deque
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_distribute.waiting.schedule import ALLOWANCE, JITTER, Schedule
@@ -124,37 +124,37 @@ def test_ten_thousand_jobs_over_an_hour_cost_at_most_three_looks_each() -> None:
 
 
 def test_a_wave_is_found_at_once_and_costs_little_to_wait_for() -> None:
-    """A thousand jobs that all end at the same instant: the first find leads to the others."""
-    service = waiting(*[1800.0] * 1000, until=1900)
+    """Five hundred jobs that all end at the same instant: the first find leads to the others."""
+    service = waiting(*[1800.0] * 500, until=1900)
 
-    assert len(service.delays) == 1000
+    assert len(service.delays) == 500
     assert max(service.delays) < P
     assert len(service.looks) < service.earned / 2
 
 
 def test_jobs_in_no_order_are_found_as_soon_as_with_a_fixed_interval() -> None:
-    """Uniform over two hours: the mean delay of 500 jobs is half of poke_interval at most."""
+    """Uniform over half an hour: the mean delay of 1,000 jobs is half of poke_interval at most."""
     rng = random.Random(1)
-    service = waiting(*[rng.uniform(0, 7200) for _ in range(500)], until=7300)
+    service = waiting(*[rng.uniform(0, 1800) for _ in range(1000)], until=1900)
 
-    assert len(service.delays) == 500
+    assert len(service.delays) == 1000
     assert statistics.fmean(service.delays) <= P / 2
     assert len(service.looks) <= 1.1 * service.earned
 
 
 def test_an_order_that_breaks_is_unlearned() -> None:
-    """500 jobs end in order, then 500 in none: the last ones are found as with a fixed interval."""
+    """200 jobs end in order, then 200 in none: the last ones are found as with a fixed interval."""
     rng = random.Random(2)
-    ordered = [index * 3.0 for index in range(500)]
-    service = waiting(*ordered, *[rng.uniform(1500, 9000) for _ in range(500)], until=9100)
+    ordered = [index * 3.0 for index in range(200)]
+    service = waiting(*ordered, *[rng.uniform(600, 2400) for _ in range(200)], until=2500)
 
-    assert len(service.delays) == 1000
-    assert statistics.fmean(service.delays[-400:]) <= 0.6 * P
+    assert len(service.delays) == 400
+    assert statistics.fmean(service.delays[-150:]) <= 0.6 * P
 
 
 def test_looks_are_spread_out_when_a_thousand_jobs_come_at_once() -> None:
-    """No second of the first two minutes has more than three times its share."""
-    looks = waiting(*[NEVER] * 1000, until=120).looks
+    """No second of the first minute has more than three times its share."""
+    looks = waiting(*[NEVER] * 1000, until=60).looks
 
     assert max(Counter(int(at) for at, _ in looks).values()) <= 3 * 1000 / P
 
@@ -320,14 +320,26 @@ def test_a_job_added_twice_keeps_the_shorter_interval(schedule: Schedule) -> Non
     assert looks == pytest.approx(200 / 10, abs=5)
 
 
-def test_a_job_whose_interval_shrinks_in_flight_is_not_sent_twice(schedule: Schedule) -> None:
-    """The look that is under way counts for the new interval as well."""
-    lone(schedule)
-    schedule.add("a", now=2, poke_interval=5)
-    assert schedule.due(100, 10) == []
-    schedule.saw("a", done=True, now=100)
+def test_a_job_that_gets_a_shorter_interval_leaves_the_others_theirs() -> None:
+    """One impatient waiter among twenty jobs costs looks at its own job only."""
+    service = Service()
+    service.submit(*[NEVER] * 20, poke_interval=100)
+    service.schedule.add("job-7", now=0, poke_interval=10)
+    looks = Counter(key for _, key in service.run(1000).looks)
 
-    assert len(schedule) == 0
+    assert looks.pop("job-7") == pytest.approx(1000 / 10, rel=0.15)
+    assert looks.total() <= 19 * 1000 / 100 * ALLOWANCE
+
+
+def test_a_job_whose_interval_shrinks_in_flight_is_not_sent_twice(schedule: Schedule) -> None:
+    """The look that is under way counts for the new interval as well, and no other waits for it."""
+    lone(schedule)
+    schedule.add("b", now=2, poke_interval=P)
+    schedule.failed("b", now=2, retry_in=1000)
+    schedule.add("a", now=2, poke_interval=5)
+
+    assert schedule.due(1001, 10) == []
+    assert schedule.due(1002, 10) == ["b"]
 
 
 def test_an_answer_that_nobody_waited_for_ends_the_job(schedule: Schedule) -> None:
@@ -338,15 +350,16 @@ def test_an_answer_that_nobody_waited_for_ends_the_job(schedule: Schedule) -> No
     assert schedule.next_at(1) is None
 
 
-def test_the_head_of_the_line_may_wait_for_a_retry() -> None:
-    """Jobs end in order until the oldest is not answered for: the others go on, it is found by its retry."""
+def test_the_head_of_the_line_may_wait_for_retries() -> None:
+    """Jobs end in order until nobody answers for the oldest twenty: their retries find them."""
     service = waiting(*[10.0 * (index + 1) for index in range(60)], until=300)
-    (oldest,) = [key for key in service.ends if service.ends[key] == 310]
-    service.schedule.failed(oldest, now=300, retry_in=120)
+    unanswered = {key for key, end in service.ends.items() if 300 < end <= 500}
+    for key in unanswered:
+        service.schedule.failed(key, now=300, retry_in=120)
     service.run(1000)
 
     assert len(service.delays) == 60
-    assert min(at for at, key in service.looks if key == oldest and at > 300) == 420
+    assert min(at for at, key in service.looks if key in unanswered and at > 300.1) == 420
 
 
 def test_a_clock_that_jumps_back_delays_nothing(schedule: Schedule) -> None:
@@ -370,14 +383,16 @@ def test_a_pause_is_not_made_up_for_in_a_burst(schedule: Schedule) -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "discard", "hint", "due", "done", "pending", "fail", "back"]),
-        st.integers(0, 12),
-        st.floats(0, 40),
+        st.sampled_from(["add", "add", "due", "due", "discard", "hint", "done", "pending", "fail", "back"]),
+        st.integers(0, 5),
+        st.sampled_from([0.0, 0.1, 1.0, 10.0, 40.0]),
     ),
-    max_size=120,
+    min_size=20,
+    max_size=100,
 )
 
 
+@settings(deadline=None)
 @given(EVENTS, st.integers(0, 3))
 def test_no_course_of_events_loses_or_doubles_a_job(events: list[tuple[str, int, float]], seed: int) -> None:
     """
@@ -427,8 +442,9 @@ def test_no_course_of_events_loses_or_doubles_a_job(events: list[tuple[str, int,
     assert looked == waited
 
 
+@settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.tuples(st.floats(0, 60), st.integers(1, 40), st.floats(1, 900)), min_size=1, max_size=8),
+    st.lists(st.tuples(st.floats(0, 60), st.integers(1, 30), st.floats(1, 400)), min_size=1, max_size=6),
     st.sampled_from(["same", "order", "spread"]),
     st.integers(0, 5),
 )
@@ -446,7 +462,7 @@ def test_looks_never_exceed_what_the_jobs_earned(
             }[kind]
         )
         service.run(service.now + gap)
-    service.run(service.now + 1200)
+    service.run(service.now + 600)
 
     young = 4 * len(batches) * 3
     assert len(service.delays) == len(service.ends)
@@ -456,9 +472,9 @@ def test_looks_never_exceed_what_the_jobs_earned(
 # At size
 
 
-def test_a_hundred_thousand_jobs_are_light() -> None:
+def test_ten_thousand_jobs_are_light() -> None:
     """Less than 500 bytes for each job, keys not counted."""
-    keys = [str(index) for index in range(100_000)]
+    keys = [str(index) for index in range(10_000)]
     tracemalloc.start()
     schedule = Schedule(random.Random(0))
     for key in keys:
