@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Nothing that Airflow writes down holds a key, and prompts stay where their author put them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.integration.emulator import PLANTED_KEY
+
+if TYPE_CHECKING:
+    from tests.integration.emulator import EmulatorProcess
+    from tests.integration.harness import AirflowUnderTest
+
+PLANTED_PROMPT = "planted-prompt-c35a81d206"
+ECHO = f"This key will not do: {PLANTED_KEY} (Authorization: Bearer {PLANTED_KEY})"
+FAULTS: dict[str, dict[str, Any]] = {
+    "job_fails": {"kind": "error", "value": "the model is overloaded"},
+    "submit_denied": {"kind": "401", "operation": "submit", "value": ECHO},
+    "submit_broken": {"kind": "500", "operation": "submit", "value": ECHO},
+    "submit_hangs": {"kind": "hang", "operation": "submit", "seconds": 60},
+    "look_denied": {"kind": "401", "operation": "look", "value": ECHO},
+    "look_broken": {"kind": "500", "operation": "look", "value": ECHO},
+    "look_hangs": {"kind": "hang", "operation": "look", "seconds": 60},
+}
+ANSWERED = "answered"
+SERVICES = ("distribute", "inference_net")
+
+#: Each task has a connection of its own: a rejected key ends every wait on the connection it belongs to.
+DAG = f"""
+from airflow.sdk import DAG
+
+from airflow_provider_distribute.operators.chat import AsyncChatOperator
+
+with DAG("chat_secrets", schedule=None):
+    for service in {SERVICES}:
+        for case in {(ANSWERED, *FAULTS)}:
+            AsyncChatOperator(
+                task_id=f"{{service}}_{{case}}",
+                conn_id=f"secret_{{service}}_{{case}}",
+                system_prompt="{PLANTED_PROMPT}",
+                prompt=f"{PLANTED_PROMPT} {{case}}",
+                metadata={{"planted": "{PLANTED_PROMPT}"}},
+                poke_interval=1,
+                timeout=600 if case == "{ANSWERED}" else 15,
+            )
+"""
+#: Where Airflow keeps the DAG's source, what its author wrote into fields, and the results he asked for.
+THE_AUTHORS = {"dag_code", "serialized_dag", "rendered_task_instance_fields", "xcom"}
+
+
+def files_with(airflow: AirflowUnderTest, text: str) -> set[str]:
+    """Return the files below Airflow's home, logs of tasks and components among them, that hold a text."""
+    files = (path for path in airflow.home.rglob("*") if path.is_file())
+    return {str(path.relative_to(airflow.home)) for path in files if text.encode() in path.read_bytes()}
+
+
+def tables_with(airflow: AirflowUnderTest, text: str) -> set[str]:
+    """Return the tables of Airflow's database that hold a text, in whatever column and row."""
+    tables = airflow.sql(
+        "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'"
+    )
+    names = [table["name"] for table in tables]
+    assert {"connection", "log", "task_instance", "trigger"} < set(names)
+    return {
+        name
+        for name in names
+        # A whole row as text shows bytes as hexadecimal digits.
+        if airflow.sql(
+            f'SELECT 1 FROM "{name}" AS a_row'  # noqa: S608  the names are the database's own
+            " WHERE strpos(a_row::text, :plain) > 0 OR strpos(a_row::text, :hexadecimal) > 0 LIMIT 1",
+            plain=text,
+            hexadecimal=text.encode().hex(),
+        )
+    }
+
+
+def test_no_key_and_no_prompt_is_left_behind(airflow: AirflowUnderTest, emulator: EmulatorProcess) -> None:
+    """
+    Tasks that end well and in every bad way leave neither in logs, triggers, events, states or tables.
+
+    The service's own words repeat the key; the logs of all other tests so far are searched as well.
+    """
+    for service in SERVICES:
+        for case in (ANSWERED, *FAULTS):
+            emulator.connect_as(f"secret_{service}_{case}", airflow, service, timeout=3)
+    for case, fault in FAULTS.items():
+        emulator.fault(match=f"{PLANTED_PROMPT} {case}", **fault)
+    run = airflow.trigger(airflow.add_dag("chat_secrets", DAG))
+    for service in SERVICES:
+        airflow.wait_for_task(run, f"{service}_{ANSWERED}", "deferred")
+    job_ids = emulator.job_ids()
+    assert tables_with(airflow, job_ids[0]) >= {"trigger", "task_instance"}
+    assert tables_with(airflow, PLANTED_KEY) == set()
+    assert tables_with(airflow, PLANTED_PROMPT) - THE_AUTHORS == set()
+
+    emulator.finish()
+    expected = {f"{service}_{case}": "failed" for service in SERVICES for case in FAULTS}
+    expected |= {f"{service}_{ANSWERED}": "success" for service in SERVICES}
+    assert airflow.wait_for_run(run).tasks == expected
+
+    assert "This key will not do: ***" in airflow.task_log(run, "distribute_look_denied")
+    assert tables_with(airflow, PLANTED_PROMPT) == THE_AUTHORS
+    assert tables_with(airflow, PLANTED_KEY) == set()
+    assert files_with(airflow, PLANTED_PROMPT) == {"dags/chat_secrets.py"}
+    assert files_with(airflow, PLANTED_KEY) == set()
