@@ -147,12 +147,13 @@ def percentile_95(values: list[float]) -> float:
     return sorted(values)[int(0.95 * len(values))]
 
 
-def row(name: str, count: int, conditions: Conditions, budget: int) -> str:
+def row(name: str, count: int, conditions: Conditions, budget: int, first_seed: int) -> str:
     """One line of the table, over as many seeds as ``budget`` looks of the fixed interval pay for."""
     mine, theirs, seeds = Outcome(0, []), Outcome(0, []), 0
-    while seeds < 50 and (seeds == 0 or theirs.looks * (seeds + 1) / seeds <= budget):
-        jobs = SCENARIOS[name](count, random.Random(seeds))
-        new, old = ours(jobs, conditions, seeds), fixed(jobs, conditions)
+    while seeds < 200 and (seeds == 0 or theirs.looks * (seeds + 1) / seeds <= budget):
+        seed = first_seed + seeds
+        jobs = SCENARIOS[name](count, random.Random(seed))
+        new, old = ours(jobs, conditions, seed), fixed(jobs, conditions)
         mine = Outcome(mine.looks + new.looks, mine.delays + new.delays)
         theirs = Outcome(theirs.looks + old.looks, theirs.delays + old.delays)
         seeds += 1
@@ -169,14 +170,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, nargs="*", default=[10, 100, 1000], help="jobs per scenario")
+    parser.add_argument("--jobs", type=int, nargs="*", default=[10, 100, 500], help="jobs per scenario")
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--poke-interval", type=float, default=30.0, help="seconds")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds of a look")
     parser.add_argument("--rate", type=float, help="looks per second at most")
     parser.add_argument(
-        "--budget", type=int, default=40_000, help="looks of the fixed interval per row, about"
+        "--budget", type=int, default=25_000, help="looks of the fixed interval per row, about"
     )
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
     given = parser.parse_args()
     conditions = Conditions(given.poke_interval, given.latency, rate=given.rate)
 
@@ -188,9 +190,9 @@ def main() -> None:
     for name in SCENARIOS:
         if given.only in name:
             for count in given.jobs:
-                print(row(name, count, conditions, given.budget), flush=True)
+                print(row(name, count, conditions, given.budget, given.seed), flush=True)
     if not given.only:
-        print(row("FIFO over 1 h", 10_000, conditions, given.budget))
+        print(row("FIFO over 1 h", 10_000, conditions, given.budget, given.seed))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ interval, it costs delay. So p is believed on evidence only. The line counts at 
 were found, by powers of two, and takes the W with the smallest c; when that would not save enough
 (``SAVING``) there is no sweep, and the patrol is the fixed interval. Half of the finds in the outer half of W
 count as beyond it, for they may have ended before they came so near. A patrol's find beyond W halves all
-belief. While nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``), by an amount
-that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs are found late.
+belief. While nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``),
+by an amount that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs are found late.
 
 A find by the sweep calls for two more looks at once and a pending job ends the run, so a backlog is cleared
 at a pace that doubles with every answer. The patrol does the same after ``PATROL_PATIENCE`` finds in a row.

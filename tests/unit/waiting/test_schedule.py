@@ -255,6 +255,23 @@ def test_an_outage_costs_no_looks_but_the_retries(schedule: Schedule) -> None:
     assert 1001 <= at <= 1000 + 2 * P
 
 
+def test_one_jobs_retries_cost_the_others_nothing(schedule: Schedule) -> None:
+    """A job that never answers is asked every second; the other nine have their turns as ever."""
+    for index in range(10):
+        schedule.add(str(index), now=0, poke_interval=P)
+    looks: Counter[str] = Counter()
+    for second in range(1, 601):
+        for key in schedule.due(second, 100):
+            looks[key] += 1
+            if key == "3":
+                schedule.failed(key, now=second, retry_in=1)
+            else:
+                schedule.saw(key, done=False, now=second)
+
+    assert looks["3"] > 500
+    assert min(looks.values()) >= 600 / P * 0.8
+
+
 def test_a_hint_makes_a_job_due_at_once(schedule: Schedule) -> None:
     """A webhook's word is worth a look now."""
     for index in range(100):
