@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One mapped task a document: each submits, waits and retries by itself.
+Fan out over a list that is known only at run time, and in again.
 
-However many of them wait, they share one connection pool, one rate limit and one schedule on the triggerer.
-Needs the connection ``inference_net_default`` with a ``model`` in its extra.
+Each topic gets a mapped task that submits and a mapped sensor that waits. All sensors of one triggerer share
+one connection pool and one rate limit, so a hundred of them poll like one. A last question is made of all
+answers.
+
+For more than about a thousand requests, map over lists (``expand(requests=...)``) instead of single prompts.
 """
 
 from __future__ import annotations
@@ -13,31 +16,34 @@ from typing import Any
 
 from airflow.sdk import dag, task
 
-from airflow_provider_distribute.operators.chat import AsyncChatOperator
+from airflow_provider_distribute.operators.chat import AsyncChatOperator, SubmitAsyncChatOperator
+from airflow_provider_distribute.sensors.chat import AsyncChatSensor
 
 
-@dag(schedule=None, catchup=False, tags=["example", "inference_net"])
+@dag(schedule=None, catchup=False, tags=["example", "llm"])
 def example_fan_out() -> None:
     @task
     def prompts() -> list[str]:
-        documents = [
-            "The cat sat on the mat.",
-            "Rain is expected in the north.",
-            "Shares fell by two per cent.",
-        ]
-        return [f"Give this text a title of at most five words: {document}" for document in documents]
+        return [f"Give one fact about {topic}." for topic in ("rivers", "lakes", "oceans")]
 
-    titles = AsyncChatOperator.partial(
-        task_id="title",
-        conn_id="inference_net_default",
-        request_params={"max_tokens": 32},
+    submit = SubmitAsyncChatOperator.partial(
+        task_id="submit", conn_id="inference_net_default", request_params={"max_tokens": 200}
     ).expand(prompt=prompts())
 
-    @task
-    def collect(results: list[dict[str, Any]]) -> list[str]:
-        return [result["content"] for result in results]
+    wait = AsyncChatSensor.partial(task_id="wait", conn_id="inference_net_default", poke_interval=5).expand(
+        job_id=submit.output
+    )
 
-    collect(titles.output)
+    @task
+    def question_about(facts: list[dict[str, Any]]) -> str:
+        return "Say this in one sentence:\n" + "\n".join(str(fact["content"]) for fact in facts)
+
+    AsyncChatOperator(
+        task_id="summarise",
+        conn_id="inference_net_default",
+        prompt=question_about(wait.output),
+        poke_interval=5,
+    )
 
 
 example_fan_out()

@@ -1,40 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One question, asked and waited for in one task.
+One question: submit it, wait on the triggerer, use the answer.
 
-Needs the connection ``distribute_default`` with a ``model`` in its extra. The task occupies no worker while
-it waits; on Airflow 3.3 and later a retry re-attaches to the job instead of paying again.
+Needs the connection ``distribute_default`` (type ``distribute``, the API key as its password, a ``model`` in
+its extra). While ``wait_for_answer`` is deferred it holds no worker slot.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, task
 
-from airflow_provider_distribute.operators.chat import AsyncChatOperator
+from airflow_provider_distribute.operators.chat import SubmitAsyncChatOperator
+from airflow_provider_distribute.sensors.chat import AsyncChatSensor
 
 
-@dag(schedule=None, catchup=False, tags=["example", "distribute"])
+@dag(schedule=None, catchup=False, tags=["example", "llm"])
 def example_single_question() -> None:
-    answer = AsyncChatOperator(
-        task_id="ask",
-        conn_id="distribute_default",
-        prompt="Explain in one sentence why the sky is blue.",
-        system_prompt="You are brief.",
+    job_id = SubmitAsyncChatOperator(
+        task_id="submit_question",
+        prompt="In one sentence: why is the sky blue?",
         request_params={"temperature": 0.2},
-        timeout=timedelta(hours=72),
-        retries=2,
-        retry_delay=timedelta(minutes=5),
-    )
+    ).output
+
+    answer = AsyncChatSensor(task_id="wait_for_answer", job_id=job_id, poke_interval=5).output
 
     @task
-    def report(result: dict[str, Any]) -> None:
-        print(f"{result['model']} says: {result['content']}")
+    def use(answer: dict[str, Any]) -> str:
+        print(f"{answer['model']} says: {answer['content']}")
+        return str(answer["content"])
 
-    report(answer.output)
+    use(answer)
 
 
 example_single_question()

@@ -172,10 +172,13 @@ def test_clearing_a_waiting_task_waits_for_the_same_jobs(
         lambda: [(ti["try_number"], ti["state"]) for ti in airflow.task_instances(run)] == [(2, "deferred")],
         what="the second attempt is deferred",
     )
+    airflow.wait_until(
+        lambda: "stopped here with 3 jobs pending" in airflow.task_log(run, "ask"),
+        what="the first attempt's trigger has ended",
+    )
     emulator.finish()
     assert airflow.wait_for_run(run).state == "success"
     assert paid_by_question(emulator) == {0: 1, 1: 1, 2: 1}
-    assert "3 jobs pending" in airflow.task_log(run, "ask")
     assert not re.search("error|traceback", airflow.component_log("triggerer")[before:], re.IGNORECASE)
 
 
