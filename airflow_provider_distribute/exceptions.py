@@ -25,6 +25,7 @@ Every error this package raises below the Airflow layer.
     ├── InvalidInput             lines of a bulk run's input are wrong; nothing was sent
     ├── InputChanged             a bulk run was recorded for another input
     ├── BudgetSpent              a bulk run stopped submitting at the author's cost limit
+    ├── WorkerStopped            the worker was told to stop while a bulk run was submitting
     └── RunIncomplete            more rows of a bulk run ended badly than the author tolerates
 
 ``transient`` says whether the same step can end better later without anybody changing anything. What is not
@@ -64,6 +65,7 @@ __all__ = [
     "ServiceError",
     "SubmissionIncomplete",
     "Unavailable",
+    "WorkerStopped",
 ]
 
 
@@ -264,7 +266,7 @@ class LedgerCorrupt(LedgerError):
         self.where = where
         super().__init__(
             f"The run's record {where!r} {what}. Jobs named there may be running and billed, so it is not "
-            "skipped. Restore the object from a copy, or choose another result_path to start over and pay again."
+            "skipped. Restore the object from a copy, or choose another result_path to start and pay anew."
         )
 
 
@@ -295,6 +297,12 @@ class InputChanged(InferenceError):
 
 class BudgetSpent(InferenceError):
     """A bulk run stopped submitting because the next request might have passed the author's cost limit."""
+
+
+class WorkerStopped(InferenceError):
+    """The worker was told to stop while a bulk run was submitting; the next attempt sends the rest."""
+
+    transient = True
 
 
 class RunIncomplete(InferenceError):

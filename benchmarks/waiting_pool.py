@@ -3,8 +3,8 @@
 """
 What waiting costs the triggerer: CPU and connections per look, memory per job, event-loop lag.
 
-The emulator runs in a process of its own, behind TLS. Each transport does the same looks at the same jobs over
-32 connections; the last column is the ratio to a bare aiohttp loop in the same run.
+The emulator runs in a process of its own, behind TLS. Each transport does the same looks at the same jobs
+over 32 connections; the last column is the ratio to a bare aiohttp loop in the same run.
 
 Run: ``python benchmarks/waiting_pool.py``
 """

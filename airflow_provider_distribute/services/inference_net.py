@@ -86,8 +86,8 @@ class InferenceNet(Service):
         "success": JobState.SUCCEEDED,
         "failed": JobState.FAILED,
     }
-    #: ``GET /v1/models`` of 2026-09-28 as recorded by a third party, then an older reseller's table. These are
-    #: prices of the synchronous API; the asynchronous ones are lower and not published.
+    #: ``GET /v1/models`` of 2026-09-28 as recorded by a third party, then an older reseller's table. These
+    #: are prices of the synchronous API; the asynchronous ones are lower and not published.
     prices_as_of: ClassVar[str] = "2026-09-28"
     prices: ClassVar[Mapping[str, Price]] = {
         "glm-5.2": Price(prompt=1.30, completion=4.40),

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Waiting: deferred, poking and rescheduled end the same way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+from airflow.sdk import DAG
+
+from airflow_provider_distribute.hooks import HOOKS
+from airflow_provider_distribute.sensors.chat import MAX_JOBS, AsyncChatSensor
+from tests.airflow.wire import KEY, MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.airflow.conftest import Log
+    from tests.airflow.supervisor import Life
+    from tests.airflow.wire import Wire
+
+    Live = Callable[..., Life]
+    Wait = Callable[..., Life]
+
+MODES: dict[str, dict[str, Any]] = {
+    "deferrable": {"deferrable": True},
+    "poke": {"deferrable": False, "mode": "poke"},
+    # Every look is a process of its own: few and far between.
+    "reschedule": {"deferrable": False, "mode": "reschedule", "poke_interval": 120},
+}
+#: An id that no service has handed out.
+UNKNOWN = "6f1b7c1e-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each of the ways to wait."""
+    return str(request.param)
+
+
+@pytest.fixture
+def wait(life: Live, mode: str, service: str) -> Wait:
+    """Make a sensor task of the mode and the service."""
+
+    def make(job_id: Any, *, xcoms: dict[str, Any] | None = None, **options: Any) -> Life:
+        given = {**MODES[mode], **options}
+        return life(
+            lambda: AsyncChatSensor(task_id="wait", conn_id=f"{service}_default", job_id=job_id, **given),
+            **(xcoms or {}),
+        )
+
+    return make
+
+
+@pytest.fixture
+def submitted(wire: Wire, service: str) -> Callable[..., list[str]]:
+    """Submit prompts as an upstream task would."""
+
+    def submit(*prompts: str) -> list[str]:
+        hook = HOOKS[service]()
+        return [hook.submit(prompt) for prompt in prompts]
+
+    return submit
+
+
+def test_one_id_gives_one_result(wait: Wait, wire: Wire, submitted: Any, mode: str) -> None:
+    """The result comes when the job has ended, whichever way it is waited for."""
+    wire.fault("latency", value="300")
+    [job_id] = submitted("Why?")
+    task = wait(job_id)
+    attempt = task.attempt()
+    assert attempt.state == "success"
+    assert (task.result["job_id"], task.result["status"]) == (job_id, "succeeded")
+    assert (len(attempt.triggers) > 0) == (mode == "deferrable")
+    assert (attempt.reschedules > 0) == (mode == "reschedule")
+
+
+def test_list_gives_a_list_in_its_order(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """A job that is named twice has its result twice, and is looked at as one."""
+    wire.fault("latency", value="300", count=1)
+    slow, quick = submitted("slow", "quick")
+    task = wait([quick, slow, quick])
+    assert task.attempt().state == "success"
+    assert [result["job_id"] for result in task.result] == [quick, slow, quick]
+
+
+def test_list_of_one_gives_a_list(wait: Wait, submitted: Any) -> None:
+    """The shape follows from what was given, not from how many it is."""
+    task = wait(submitted("Why?"))
+    assert task.attempt().state == "success"
+    assert isinstance(task.result, list)
+    assert len(task.result) == 1
+
+
+def test_empty_list_is_done_at_once(wait: Wait, wire: Wire) -> None:
+    """Nothing to wait for is no error and costs no look."""
+    task = wait([])
+    attempt = task.attempt()
+    assert (attempt.state, attempt.triggers, task.result) == ("success", [], [])
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize("text", ["{{ ti.xcom_pull('submit') }}", "{{ ti.xcom_pull('submit') | tojson }}"])
+def test_ids_come_through_templates(wait: Wait, submitted: Any, text: str) -> None:
+    """A template renders a list as text; one id stays one id."""
+    job_ids = submitted("a", "b")
+    task = wait(text, xcoms={"submit": job_ids})
+    assert task.attempt().state == "success"
+    assert [result["job_id"] for result in task.result] == job_ids
+    task = wait("{{ ti.xcom_pull('submit') }}", xcoms={"submit": job_ids[0]})
+    assert task.attempt().state == "success"
+    assert task.result["job_id"] == job_ids[0]
+
+
+def test_failed_jobs_fail_the_task(wait: Wait, wire: Wire, submitted: Any, service: str) -> None:
+    """The error names every failed job with the service's words; a retry would find them failed again."""
+    wire.fault("error", value="model overloaded", after=1, count=2)
+    job_ids = submitted("a", "b", "c", "d")
+    attempt = wait(job_ids).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowFailException)
+    assert "2 of 4 jobs failed" in attempt.message
+    assert [job_id in attempt.message for job_id in job_ids] == [False, True, True, False]
+    if service == "inference_net":
+        assert attempt.message.count("model overloaded") == 2
+
+
+def test_failed_jobs_can_be_results(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """With ``fail_on_error=False`` the result says what went wrong."""
+    wire.fault("error", count=1)
+    task = wait(submitted("a", "b"), fail_on_error=False)
+    assert task.attempt().state == "success"
+    assert [result["status"] for result in task.result] == ["failed", "succeeded"]
+    assert task.result[0]["error"]["type"] == "failed"
+
+
+@pytest.mark.parametrize("status", ["401", "402", "403"])
+def test_key_that_is_not_accepted_fails_for_good(wait: Wait, wire: Wire, submitted: Any, status: str) -> None:
+    """Asked once, and a person has to act."""
+    job_ids = submitted("Why?")
+    wire.fault(status)
+    attempt = wait(job_ids).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowFailException)
+    assert "then clear the task" in attempt.message
+    assert len(wire.looks) == 1
+
+
+def test_outage_fails_nothing(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """What goes wrong with looks is no reason to give up paid work."""
+    job_ids = submitted("Why?")
+    for kind in ("500", "503", "reset", "malformed", "429"):
+        wire.fault(kind, operation="look", count=3)
+    task = wait(job_ids)
+    assert task.attempt().state == "success"
+
+
+def test_unknown_word_is_pending(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """A status that the documentation does not know is kept and shown at the deadline."""
+    wire.fault("status", value="SIMMERING")
+    [job_id] = submitted("Why?")
+    attempt = wait(job_id, timeout=600).attempt()
+    assert attempt.state == "failed"
+    assert f"{job_id} (SIMMERING)" in attempt.message
+
+
+def test_deadline_lists_what_goes_on(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """The jobs still pending are named with their words; Airflow does not retry a sensor's timeout."""
+    wire.fault("never", count=1)
+    endless, done = submitted("a", "b")
+    before = wire.clock.now
+    attempt = wait([endless, done], timeout=1200).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowSensorTimeout)
+    word = wire.jobs[0].status
+    assert f"1 of 2 jobs still pending: {endless} ({word})" in attempt.message
+    assert done not in attempt.message
+    assert "billed" in attempt.message
+    assert 1200 <= wire.clock.now - before <= 1200 + 120
+
+
+def test_deadline_names_jobs_that_were_never_seen(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """An outage that lasts until the deadline is told as what it is."""
+    job_ids = submitted("a", "b")
+    wire.fault("503", operation="look")
+    attempt = wait(job_ids, timeout=600).attempt()
+    assert attempt.state == "failed"
+    assert "2 of 2 jobs still pending" in attempt.message
+    assert attempt.message.count("(not seen yet)") == 2
+
+
+@pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
+@pytest.mark.parametrize("trouble", ["deadline", "failed job", "401", "garbage"])
+def test_soft_fail_skips(wait: Wait, wire: Wire, submitted: Any, option: str, trouble: str) -> None:
+    """Whatever would have failed the task skips it."""
+    if trouble == "deadline":
+        wire.fault("never")
+    elif trouble == "failed job":
+        wire.fault("error")
+    [job_id] = submitted("Why?")
+    if trouble == "401":
+        wire.fault("401")
+    task = wait("" if trouble == "garbage" else job_id, timeout=600, **{option: True})
+    assert task.attempt().state == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("job_id", "shape"),
+    [
+        (None, "not None"),
+        ("", "not ''"),
+        ("   ", "not str"),
+        (7, "not int"),
+        ({"id": "a"}, "not dict"),
+        (["a", None], "not a list with NoneType, str"),
+        (["a", ["b"]], "not a list with list, str"),
+        (["a", ""], "not a list with str"),
+    ],
+    ids=repr,
+)
+def test_garbage_is_no_job_id(wait: Wait, wire: Wire, job_id: Any, shape: str) -> None:
+    """What an upstream task pushed is checked before anybody waits, and described without its content."""
+    attempt = wait(job_id).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowFailException)
+    assert f"job_id must be a job id or a list of them, {shape}" in attempt.message
+    assert wire.requests == []
+
+
+def test_a_thousand_jobs_are_the_limit(wait: Wait, wire: Wire) -> None:
+    """More belong into a bulk run, and the error says so."""
+    attempt = wait(["a"] * (MAX_JOBS + 1)).attempt()
+    assert attempt.state == "failed"
+    assert (
+        "1001 jobs are more than the 1000 one sensor waits for. Use AsyncChatBulkOperator" in attempt.message
+    )
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+@pytest.mark.parametrize("grace", [0, 30])
+def test_lost_job_is_a_failed_job(
+    wait: Wait, wire: Wire, connections: Callable[..., None], grace: int
+) -> None:
+    """On distribute a 404 means *not yet* for ``not_found_grace`` seconds, and then *lost*."""
+    extra = {"model": MODELS["distribute"], "not_found_grace": grace}
+    connections("distribute_default", extra=extra)
+    before = wire.clock.now
+    attempt = wait(UNKNOWN).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowFailException)
+    assert f"{UNKNOWN} (not found)" in attempt.message
+    assert "does not know this job" in attempt.message
+    assert grace <= wire.clock.now - before <= grace + 120
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+def test_lost_job_can_be_a_result(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """The jobs beside it keep their results."""
+    [known] = submitted("Why?")
+    task = wait([UNKNOWN, known], fail_on_error=False)
+    assert task.attempt().state == "success"
+    assert [result["status"] for result in task.result] == ["failed", "succeeded"]
+    assert task.result[0]["error"]["type"] == "lost"
+
+
+@pytest.mark.parametrize("service", ["inference_net"], indirect=True)
+def test_not_found_is_not_ready(wait: Wait, wire: Wire) -> None:
+    """On inference.net a 404 means *not ready* until the deadline."""
+    attempt = wait(UNKNOWN, timeout=1200).attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowSensorTimeout)
+    assert f"{UNKNOWN} (not found)" in attempt.message
+
+
+@pytest.mark.parametrize("job_id", ["..", "../../v1/models", "a/b", "job?x=1"])
+@pytest.mark.parametrize("service", ["inference_net"], indirect=True)
+def test_id_stays_an_id(wait: Wait, wire: Wire, job_id: str) -> None:
+    """An id is quoted into the path, or refused, but never asks for something else."""
+    attempt = wait(job_id, timeout=600).attempt()
+    assert attempt.state == "failed"
+    assert all(request.url.raw_path.startswith(b"/v1/generation/") for request in wire.requests)
+    assert all(request.url.raw_path.count(b"/") == 3 for request in wire.requests)
+
+
+def test_job_that_is_not_shown_counts_as_failed(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """A service that refuses one job refuses it for ever; the others keep their results."""
+    refused, shown = submitted("a", "b")
+    wire.fault("400", job=refused, value="not yours")
+    task = wait([refused, shown], fail_on_error=False)
+    assert task.attempt().state == "success"
+    assert [result["status"] for result in task.result] == ["failed", "succeeded"]
+    assert "not yours" in task.result[0]["error"]["message"]
+
+
+def test_wrong_connection_fails_for_good(wait: Wait, connections: Callable[..., None], service: str) -> None:
+    """Before anybody waits."""
+    connections(f"{service}_default", password="")
+    attempt = wait("some-job").attempt()
+    assert attempt.state == "failed"
+    assert isinstance(attempt.error, AirflowFailException)
+    assert "the API key is missing" in attempt.message
+
+
+def test_link_leads_to_the_dashboard(wait: Wait, submitted: Any) -> None:
+    """The waiting task has the same link as the one that submitted."""
+    task = wait(submitted("Why?"))
+    task.attempt()
+    assert task.xcom("_link_DashboardLink").startswith("https://")
+
+
+def test_nothing_secret_stays_behind(wait: Wait, wire: Wire, submitted: Any, log: Log) -> None:
+    """Neither key nor question nor answer is in what the wait left, but for the result itself."""
+    wire.fault("text", value="a very private answer")
+    task = wait(submitted("a very private question"))
+    attempt = task.attempt()
+    assert attempt.state == "success"
+    assert KEY not in repr(attempt) + task.left_behind()
+    assert "private" not in repr(attempt) + log.text + repr(task.rendered)
+
+
+# What only one of the modes does --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+@pytest.mark.parametrize("mode", ["deferrable"], indirect=True)
+def test_no_triggerer_until_airflows_limit_is_a_last_look(wait: Wait, submitted: Any) -> None:
+    """When no triggerer ran until Airflow's own limit, what has ended meanwhile is fetched all the same."""
+    job_ids = submitted("Why?")
+    task = wait(job_ids)
+    assert task.attempt(instead_of_trigger={"error": "Trigger timeout"}).state == "success"
+    assert [result["job_id"] for result in task.result] == job_ids
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+@pytest.mark.parametrize("mode", ["poke"], indirect=True)
+def test_poking_stops_at_the_first_pending_job(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """All have to end, so one pending job answers for the rest; ended jobs are not asked for again."""
+    wire.fault("latency", value="100", after=1, count=1)
+    job_ids = submitted("a", "b", "c")
+    assert wait(job_ids, poke_interval=30).attempt().state == "success"
+    assert len(wire.looks) == 1 + 5 + 1
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+@pytest.mark.parametrize("mode", ["poke", "reschedule"], indirect=True)
+def test_deadline_asks_nothing_twice(wait: Wait, wire: Wire, submitted: Any) -> None:
+    """The last look of a poke is what the error tells; only jobs never looked at are looked at once."""
+    wire.fault("never")
+    job_ids = submitted("a", "b", "c")
+    assert "3 of 3" in wait(job_ids, timeout=60, poke_interval=100).attempt().message
+    assert len(wire.looks) == 1 + 1 + 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"exponential_backoff": True}, {"max_wait": 60}, {"silent_fail": True}], ids=str
+)
+def test_options_without_meaning_are_refused(options: dict[str, Any]) -> None:
+    """An option that one way of waiting would ignore in silence is an error while the Dag is parsed."""
+    [name] = options
+    with DAG("refused", schedule=None):
+        with pytest.raises(ValueError, match=rf"{name} has no meaning for a deferrable"):
+            AsyncChatSensor(task_id="deferred", job_id="a", **options)
+        AsyncChatSensor(task_id="poking", job_id="a", deferrable=False, **options)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a retry pays for: the record of submissions in Airflow's task state store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_distribute.operators.chat import AsyncChatOperator, SubmitAsyncChatOperator
+from tests.airflow.supervisor import HAS_STATE_STORE
+from tests.airflow.wire import Killed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.airflow.conftest import Log
+    from tests.airflow.supervisor import Life
+    from tests.airflow.wire import Wire
+
+    Live = Callable[..., Life]
+
+needs_store = pytest.mark.skipif(not HAS_STATE_STORE, reason="this Airflow has no task state store")
+
+OPERATORS = [SubmitAsyncChatOperator, AsyncChatOperator]
+
+
+@pytest.fixture(params=OPERATORS, ids=lambda operator: operator.__name__)
+def operator(request: pytest.FixtureRequest) -> Any:
+    """Each of the operators that submit."""
+    return request.param
+
+
+def asking(operator: Any, prompts: list[str], **options: Any) -> Callable[[], Any]:
+    """Return what a Dag file says; the prompts may change between attempts."""
+    return lambda: operator(task_id="ask", requests=list(prompts), **options)
+
+
+@pytest.mark.skipif(HAS_STATE_STORE, reason="this Airflow has a task state store")
+def test_without_a_store_a_retry_pays_again(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """Before Airflow 3.3 nothing survives an attempt, and the log and the error say so."""
+    wire.fault("500", operation="submit", after=1, count=1)
+    task = life(asking(operator, ["a", "b"]))
+    attempt = task.attempt()
+    assert "keeps no task state (3.3 does): a retry submits, and pays, again" in log.text
+    assert "A retry submits all of them again" in attempt.message
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "a", "b"]
+
+
+@needs_store
+def test_retry_submits_only_what_has_no_id(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """What was accepted is not paid again, and the results are in input order all the same."""
+    wire.fault("402", operation="submit", after=2, count=1)
+    task = life(asking(operator, ["a", "b", "c"]))
+    attempt = task.attempt()
+    assert "A retry submits only the rest" in attempt.message
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b", "c"]
+    assert "keeps no task state" not in log.text
+    for job_id in wire.job_ids[:2]:
+        assert f"Re-attached to job {job_id}" in log.text
+    results = [it if isinstance(it, str) else it["job_id"] for it in task.result]
+    assert results == wire.job_ids
+
+
+@needs_store
+def test_refused_request_leaves_no_doubt(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """The service said no, so the retry sends it without a warning."""
+    wire.fault("402", operation="submit", count=1)
+    task = life(asking(operator, ["a"]))
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert task.attempt().state == "success"
+    assert "may be paid twice" not in log.text
+
+
+@needs_store
+def test_unknown_outcome_stays_in_doubt(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """The retry sends it again, as the author's ``retries`` say, and warns that it may be paid twice."""
+    wire.fault("reset", operation="submit", after=1, count=1, accepted=True)
+    task = life(asking(operator, ["a", "b"]))
+    assert task.attempt().state == "up_for_retry"
+    assert "may be paid twice" not in log.text
+    assert task.attempt().state == "success"
+    assert "An earlier attempt was sending request 2 of 2 when it ended" in log.text
+    assert wire.prompts == ["a", "b", "b"]
+
+
+@needs_store
+def test_crash_between_acceptance_and_record_leaves_a_doubt(
+    operator: Any, life: Live, wire: Wire, log: Log
+) -> None:
+    """The intent was written before the money was spent, so the loss is one request, and it is named."""
+    wire.killed_after = 3
+    task = life(asking(operator, ["a", "b", "c", "d"]))
+    with pytest.raises(Killed):
+        task.attempt()
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b", "c", "c", "d"]
+    assert "request 3 of 4" in log.text
+
+
+@needs_store
+def test_crash_after_submitting_pays_nothing_again(life: Live, wire: Wire) -> None:
+    """A worker that dies between the last submission and the deferral costs nothing."""
+    task = life(asking(AsyncChatOperator, ["a", "b"]))
+    task.killed_by = lambda msg: type(msg).__name__ == "DeferTask"
+    with pytest.raises(Killed):
+        task.attempt()
+    task.killed_by = lambda msg: False
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b"]
+
+
+@needs_store
+def test_changed_input_is_a_new_request(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """A job answers the question it was asked; the log lists those that nobody waits for any more."""
+    prompts = ["a", "b", "c"]
+    wire.fault("402", operation="submit", after=3, count=1)
+    task = life(asking(operator, [*prompts, "d"]))
+    task.attempt()
+    task.build = asking(operator, ["a", "changed"])
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b", "c", "changed"]
+    orphans = ", ".join(wire.job_ids[1:3])
+    assert f"have changed since an earlier attempt. Its jobs go on and are billed: {orphans}." in log.text
+
+
+@needs_store
+def test_metadata_alone_changes_no_question(life: Live, wire: Wire) -> None:
+    """The question is model, messages and params; what only labels it pays nothing twice."""
+    wire.fault("402", operation="submit", after=1, count=1)
+    task = life(asking(SubmitAsyncChatOperator, ["a", "b"], metadata={"try": 1}))
+    task.attempt()
+    task.build = asking(SubmitAsyncChatOperator, ["a", "b"], metadata={"try": 2})
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b"]
+
+
+@needs_store
+def test_finished_task_leaves_no_record(operator: Any, life: Live, wire: Wire) -> None:
+    """Clearing a finished task asks, and pays, anew."""
+    task = life(asking(operator, ["a"]))
+    for paid in (1, 2):
+        assert task.attempt().state == "success"
+        assert task.store == {}
+        assert wire.paid == paid
+
+
+@needs_store
+def test_unreadable_store_fails_before_anything_is_paid(operator: Any, life: Live, wire: Wire) -> None:
+    """A record that cannot be read is not the same as no record."""
+    task = life(asking(operator, ["a"]))
+    task.store_fails = True
+    assert task.attempt().state == "up_for_retry"
+    assert wire.requests == []
+    task.store_fails = False
+    assert task.attempt().state == "success"
+
+
+@needs_store
+def test_long_lists_are_kept_over_several_keys(operator: Any, life: Live, wire: Wire) -> None:
+    """250 requests: what is written for one more stays small, and a retry finds all of them."""
+    prompts = [f"question {number}" for number in range(250)]
+    wire.fault("402", operation="submit", after=205, count=1)
+    task = life(asking(operator, prompts))
+    task.attempt()
+    assert len(task.store) == 3
+    assert max(len(str(value)) for value in task.store.values()) < 8192
+    assert task.attempt().state == "success"
+    assert wire.prompts == prompts
+    assert task.store == {}
+
+
+@needs_store
+def test_record_holds_fingerprints_and_ids_only(life: Live, wire: Wire) -> None:
+    """Neither a prompt nor an answer goes into the store."""
+    wire.fault("402", operation="submit", after=1)
+    task = life(asking(SubmitAsyncChatOperator, ["a very private question", "b"]))
+    task.attempt()
+    [[entry]] = task.store.values()
+    assert entry[1:] == wire.job_ids
+    assert int(entry[0], 16)
