@@ -9,9 +9,10 @@ all waiters of one process together. It does no I/O and reads no clock: ``now`` 
 **What is promised** for jobs with one ``poke_interval`` P, beside a look at every job every P seconds:
 
 - The mean delay between a job's end and the look that finds it is aimed at P / 2, whatever the order.
-- At most ``ALLOWANCE`` (1.08) times as many looks, whatever the order. This is enforced: n pending jobs earn
-  ``ALLOWANCE`` * n / P looks a second, and a look is sent when it is paid for. Free of charge is only what
-  somebody asked for (a hint, a retry); the first looks at jobs in a small pool are paid with what is there.
+- At most ``ALLOWANCE`` (1.08) times as many looks, whatever the order, for jobs that take several P. This is
+  enforced: n pending jobs earn ``ALLOWANCE`` * n / P looks a second, a find in a backlog earns two, and a
+  look is sent when it is paid for. Free of charge is only what somebody asked for (a hint, a retry); the
+  first looks at jobs in a small pool are paid with what is there.
 - Far fewer looks when jobs end roughly in the order of submission, or all at about the same time.
 - Looks are spread out. Adding a thousand jobs at once causes no burst.
 
@@ -37,6 +38,8 @@ by an amount that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs a
 
 A find by the sweep calls for two more looks at once and a pending job ends the run, so a backlog is cleared
 at a pace that doubles with every answer. The patrol does the same after ``PATROL_PATIENCE`` finds in a row.
+Without the earnings of such finds, jobs that end before P is over would be found ever more slowly: the fewer
+are left, the less they earn.
 
 Jobs in a small pool are young at first. A lone job is looked at after about 1 s, a second one after 8 s, then
 each when it is three times as old, until that takes longer than P or the pool is large (from four jobs on, if
@@ -65,6 +68,7 @@ EVEN = 1.0  # finds taken as given, spread evenly over the line
 OPTIMISM = 0.5  # finds at the head of a silent line taken as given, for each sqrt(job)
 SILENCE = 40  # poke_intervals of silence until OPTIMISM is whole
 SWEEP_PATIENCE, PATROL_PATIENCE = 1, 3  # finds in a row that show a backlog
+BACKLOG = 2  # looks that such a find calls for at once, and pays for
 SLACK, RUSH = 1.1, 2.0  # the patrol's longest and shortest step are step * SLACK and step / RUSH
 STALL = 0.25  # seconds of steps that are made up for when due() was called late
 GRAIN = 1e-6  # seconds that make no difference, or rounding could put off a look for ever
@@ -143,7 +147,11 @@ class _Beat:
 
     def saw(self, done: bool) -> None:
         self.run = self.run + 1 if done else 0
-        self.free = self.free + 2 if self.run >= self.patience else 0
+        if self.run < self.patience:
+            self.free = 0
+            return
+        self.free += BACKLOG
+        self.line.spare += BACKLOG
 
 
 class _Sweep(_Beat):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_distribute.waiting.schedule import ALLOWANCE, JITTER, Schedule
+from airflow_provider_distribute.waiting.schedule import ALLOWANCE, BACKLOG, JITTER, Schedule
 
 P = 30.0
 IN_FLIGHT = 32
@@ -468,7 +468,7 @@ def test_no_course_of_events_loses_or_doubles_a_job(events: list[tuple[str, int,
 def test_looks_never_exceed_what_the_jobs_earned(
     batches: list[tuple[float, int, float]], kind: str, seed: int
 ) -> None:
-    """Pending jobs earn 1.08 looks in each interval; beyond that there are only a few at young jobs."""
+    """Pending jobs earn 1.08 looks in each interval and finds in a backlog two; few more go to young jobs."""
     service, rng = Service(seed), random.Random(seed)
     for gap, count, lasts in batches:
         service.submit(
@@ -483,7 +483,17 @@ def test_looks_never_exceed_what_the_jobs_earned(
 
     young = 4 * len(batches) * 3
     assert len(service.delays) == len(service.ends)
-    assert len(service.looks) <= ALLOWANCE * service.earned + young
+    assert len(service.looks) <= ALLOWANCE * service.earned + BACKLOG * len(service.delays) + young
+
+
+@pytest.mark.parametrize("jobs", [50, 300])
+def test_jobs_that_end_before_anybody_looks_are_found_like_a_backlog(jobs: int) -> None:
+    """They have earned nothing, but a fixed interval would look at each of them once as well."""
+    service = waiting(*[1.0] * jobs, until=P)
+
+    assert len(service.delays) == jobs
+    assert statistics.fmean(service.delays) < P / 4
+    assert len(service.looks) < 1.1 * jobs
 
 
 # At size
