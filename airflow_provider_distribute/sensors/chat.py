@@ -27,6 +27,7 @@ from airflow_provider_distribute.operators.mixins import WaitsForJobs, airflow_e
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -94,28 +95,36 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Defer, or poke."""
-        if not self.deferrable:
-            return self._poke_until_ended(context)
-        try:
+        with self._skipping():
+            if not self.deferrable:
+                return self._poke_until_ended(context)
             job_ids = self.job_ids_to_wait_for(context)
             with airflow_errors():
                 self.hook_with_link(context)
-        except AirflowFailException as error:
+            if not job_ids:
+                return []
+            return self.defer_until_ended(job_ids, time.time() + self.timeout)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume; a wait that failed is skipped where the author wants that."""
+        with self._skipping():
+            return super().resume_execution(next_method, next_kwargs, context)
+
+    @contextlib.contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """``soft_fail`` and ``never_fail`` skip in every mode; Airflow itself sees to some of it."""
+        try:
+            yield
+        except (AirflowFailException, AirflowSensorTimeout) as error:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
-        if not job_ids:
-            return []
-        return self.defer_until_ended(job_ids, time.time() + self.timeout)
 
     def _poke_until_ended(self, context: Context) -> Any:
         try:
             return super().execute(context)
         except AirflowSensorTimeout as error:
             pending = self._pending(context)
-            if self.never_fail:
-                # Airflow lets a poking sensor time out all the same, and skips a deferred one.
-                raise AirflowSkipException(str(pending)) from error
             raise self.deadline_passed(pending) from error
 
     def poke(self, context: Context) -> PokeReturnValue | bool:

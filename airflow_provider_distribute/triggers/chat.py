@@ -8,13 +8,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, conf
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from pydantic import Field, ValidationError
 
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid
 from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.settling import until_settled
 from airflow_provider_distribute.waiting.pool import shared_pool
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.waiting.pool import Waited
 
 __all__ = ["AsyncChatTrigger", "WaitOutcome"]
-
-
-#: Seconds a scheduler takes to hear that a task's process has ended, once the worker has noticed.
-_SCHEDULER_LAG = 3.0
 
 
 class _Order(Value):
@@ -142,20 +139,8 @@ class AsyncChatTrigger(BaseTrigger):
             outcome = WaitOutcome(verdict="refused", message=message)
         except (AccessDenied, ConnectionInvalid, AirflowNotFoundException) as error:
             outcome = WaitOutcome(verdict="refused", message=str(error))
-        await self._until_settled(started)
+        await until_settled(self, started)
         yield outcome.event()
-
-    async def _until_settled(self, started: float) -> None:
-        """
-        Hold back what is known within seconds, until the deferral itself is over for the scheduler.
-
-        Airflow 3.0 to 3.3 fail a task that is running again when the end of the process that deferred it is
-        reported (https://github.com/apache/airflow/issues/71580), and a worker notices that end only within
-        ``[workers] min_heartbeat_interval``. ``dag.test()`` has no scheduler, and nothing is held back.
-        """
-        if self.task_instance is not None:
-            noticed = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
-            await asyncio.sleep(started + noticed + _SCHEDULER_LAG - time.monotonic())
 
     async def _wait(self, order: _Order) -> WaitOutcome:
         pending = dict.fromkeys(order.job_ids)

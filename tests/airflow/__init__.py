@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import warnings
 
+import structlog
+
 # The machine's own name need not resolve, and must not be asked for on the network.
 os.environ["AIRFLOW__CORE__HOSTNAME_CALLABLE"] = "socket.gethostname"
 
@@ -23,3 +25,12 @@ with warnings.catch_warnings():
     from sqlalchemy.orm import configure_mappers
 
     configure_mappers()
+
+if not structlog.is_configured():
+    # Before 3.1 importing Airflow leaves structlog's own defaults, which print the locals of every traceback.
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )

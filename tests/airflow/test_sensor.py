@@ -275,7 +275,7 @@ def test_not_found_is_not_ready(wait: Wait, wire: Wire) -> None:
     assert f"{UNKNOWN} (not found)" in attempt.message
 
 
-@pytest.mark.parametrize("job_id", ["..", "../../v1/models", "a/b", "job?x=1"])
+@pytest.mark.parametrize("job_id", ["..", "../../v1/models", "a/b", "job?x=1", "[no list"])
 @pytest.mark.parametrize("service", ["inference_net"], indirect=True)
 def test_id_stays_an_id(wait: Wait, wire: Wire, job_id: str) -> None:
     """An id is quoted into the path, or refused, but never asks for something else."""

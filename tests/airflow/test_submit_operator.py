@@ -33,7 +33,7 @@ def submit(service: str = "distribute", **options: Any) -> Callable[[], SubmitAs
 
 def running_task() -> Any:
     """Return the operator that runs at this moment, in the process that runs it."""
-    return get_current_context()["task"]
+    return get_current_context()["ti"].task
 
 
 # What is sent --------------------------------------------------------------------------------------------
