@@ -13,7 +13,7 @@ PYTHON_3.1 := >=3.11,<3.14
 PYTHON_3.2 := >=3.11,<3.15
 
 # The layers that know nothing of Airflow are covered to the last branch.
-BELOW_HOOKS := exceptions.py models.py pacing.py client.py services/* ledger/* waiting/*
+BELOW_HOOKS := exceptions.py models.py pacing.py client.py services/* ledger/* bulk/* waiting/*
 
 PACKAGE := airflow_provider_distribute
 SOURCES := $(PACKAGE) demo tests $(wildcard benchmarks example_dags)

@@ -136,12 +136,35 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": _modules("hooks", "distribute", "inference_net"),
-        "operators": _modules("operators", "chat"),
+        "operators": _modules("operators", "bulk", "chat"),
         "sensors": _modules("sensors", "chat"),
-        "triggers": _modules("triggers", "chat"),
+        "triggers": _modules("triggers", "bulk", "chat"),
         "connection-types": [
             _connection_type("distribute", "DistributeHook"),
             _connection_type("inference_net", "InferenceNetHook"),
         ],
         "extra-links": ["airflow_provider_distribute.links.DashboardLink"],
+        "task-decorators": [
+            {
+                "name": "async_chat_bulk",
+                "class-name": "airflow_provider_distribute.decorators.bulk.async_chat_bulk_task",
+            }
+        ],
+        "config": {
+            "distribute": {
+                "description": "Asynchronous LLM inference.",
+                "options": {
+                    "result_path": {
+                        "description": (
+                            "Directory URI below which bulk runs keep their record and leave their "
+                            "results, on any storage that ObjectStoragePath knows, when the task names none."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://aws_default@bucket/inference",
+                        "default": None,
+                    }
+                },
+            }
+        },
     }

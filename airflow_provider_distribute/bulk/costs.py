@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What requests cost: an estimate before they are sent, and a better one from the tokens the service counted.
+
+Neither is a bill. Prices are the connection's, else the service's published ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_distribute.exceptions import BudgetSpent
+from airflow_provider_distribute.services import SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow_provider_distribute.models import Price, Settings
+
+__all__ = ["Budget", "Costs", "Tokens"]
+
+#: English text has about this many characters to a token.
+_CHARACTERS_PER_TOKEN = 4
+#: Tokens that the frame of one message takes.
+_PER_MESSAGE = 4
+#: Tokens an answer is taken to have at most when the request sets no limit.
+_UNLIMITED_ANSWER = 1024
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """
+    How many tokens.
+
+    :param prompt: Read.
+    :param completion: Written.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        """Return the sum."""
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion)
+
+    @classmethod
+    def counted(cls, usage: Mapping[str, Any] | None) -> Tokens | None:
+        """Read what a service counted; ``None``: it did not say."""
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if usage else []
+        if not counts or not all(isinstance(count, int | float) and count >= 0 for count in counts):
+            return None
+        return cls(*(int(count) for count in counts if count is not None))
+
+    @classmethod
+    def estimated(cls, body: Mapping[str, Any]) -> Tokens:
+        """Guess from a request's body, before it is sent: the longest answer it allows."""
+        messages = body["messages"]
+        characters = sum(_characters(message.get("content")) for message in messages)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or _UNLIMITED_ANSWER
+        answers = body.get("n") or 1
+        prompt = characters // _CHARACTERS_PER_TOKEN + _PER_MESSAGE * len(messages)
+        return cls(prompt, max(1, int(limit)) * int(answers))
+
+
+def _characters(content: object) -> int:
+    if isinstance(content, str):
+        return len(content)
+    if isinstance(content, list):
+        return sum(_characters(part.get("text")) for part in content if isinstance(part, dict))
+    return 0
+
+
+class Costs:
+    """
+    One connection's prices.
+
+    :param settings: The connection.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        service = SERVICES[settings.service]
+        own = dict(settings.prices)
+        self._prices: Mapping[str, Price] = {**service.prices, **own}
+        self.source = "the connection" if own else f"published prices of {service.prices_as_of}"
+
+    def knows(self, model: str) -> bool:
+        """Return whether there is a price for a model."""
+        return model in self._prices
+
+    def of(self, model: str | None, tokens: Tokens | None) -> float | None:
+        """Return US dollars, or ``None`` without a price or without a count."""
+        price = self._prices.get(model or "")
+        if price is None or tokens is None:
+            return None
+        return (tokens.prompt * price.prompt + tokens.completion * price.completion) / _MILLION
+
+
+class Budget:
+    """
+    Keeps the estimate of what was sent below a limit.
+
+    :param limit: US dollars; ``None``: no limit.
+    :param costs: The estimate for each row.
+    :param spent: US dollars that are spent already.
+    """
+
+    def __init__(
+        self, limit: float | None, costs: Sequence[float] | Mapping[int, float], spent: float = 0.0
+    ) -> None:
+        self._limit = limit
+        self._costs = costs
+        self._sum = spent
+
+    def allows(self, row: int) -> bool:
+        """Return whether a row may be sent once; it is counted then."""
+        if self._limit is None:
+            return True
+        if self._sum + self._costs[row] > self._limit:
+            return False
+        self._sum += self._costs[row]
+        return True
+
+    def spent(self) -> BudgetSpent:
+        """Return the error that says so."""
+        return BudgetSpent(
+            f"Sending stopped at max_cost: about ${self._sum:.4f} of ${self._limit or 0:.4f} are spent, and "
+            "the next request might pass it, because it is taken to use its whole token limit. What was "
+            "accepted goes on and is billed. To go on, raise max_cost and clear the task: only the missing "
+            "rows are sent."
+        )

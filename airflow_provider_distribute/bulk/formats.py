@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""How results are written: JSON Lines, Parquet, or the lines of an OpenAI batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
+
+from airflow_provider_distribute.exceptions import InvalidRequest
+from airflow_provider_distribute.ledger.lines import to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["FORMATS", "STATUSES", "Format", "Row", "Status", "format_from"]
+
+Status = Literal["succeeded", "failed", "invalid", "expired", "unknown", "not_submitted"]
+STATUSES: tuple[Status, ...] = ("succeeded", "failed", "invalid", "expired", "unknown", "not_submitted")
+
+_PARQUET_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One input's outcome.
+
+    :param custom_id: The author's name for it, or ``row-<index>``.
+    :param index: Its place in the input, from 0.
+    :param status: How it ended.
+    :param output: The answer: text, or what ``output_type`` made of it.
+    :param raw_output: The text as it came, when it did not fit ``output_type``.
+    :param error: ``{"type", "message"}``, or ``None``.
+    :param model: The model as the service names it, else the one that was asked for.
+    :param finish_reason: Why the answer ended, in the service's word.
+    :param usage: Token counts as the service gave them.
+    :param cost: US dollars, an estimate from the counted tokens.
+    :param job_id: The service's id of the newest job.
+    :param attempts: How often the row was, or may have been, sent.
+    :param submitted_at: When the newest job was accepted, ISO-8601 in UTC.
+    :param finished_at: When it ended, as the service or else the look says.
+    """
+
+    custom_id: str
+    index: int
+    status: Status
+    output: Any = None
+    raw_output: str | None = None
+    error: Mapping[str, str] | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] | None = None
+    cost: float | None = None
+    job_id: str | None = None
+    attempts: int = 0
+    submitted_at: str | None = None
+    finished_at: str | None = None
+
+
+class Format(ABC):
+    """
+    Writes rows to a stream.
+
+    :cvar file: Name of the results.
+    """
+
+    file: ClassVar[str]
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    @classmethod  # noqa: B027  most formats need nothing
+    def check(cls) -> None:
+        """
+        Find out, before anything is paid, whether this format can be written here.
+
+        :raises InvalidRequest: something is missing.
+        """
+
+    @abstractmethod
+    def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
+        """
+        Write a row.
+
+        :param result: What the service answered: :meth:`airflow_provider_distribute.models.Job.result`.
+        """
+
+    def close(self) -> None:  # noqa: B027  most formats hold nothing back
+        """Write what is left; the stream stays open."""
+
+
+class _JsonLines(Format):
+    file = "results.jsonl"
+
+    def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
+        self._stream.write((to_json(asdict(row)) + "\n").encode())
+
+
+class _OpenAIBatch(Format):
+    """OpenAI's ``{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}``."""
+
+    file = "results.jsonl"
+
+    def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
+        line: dict[str, Any] = {"id": f"batch_req_{row.index}", "custom_id": row.custom_id}
+        if result is not None and row.status in ("succeeded", "invalid"):
+            body = {
+                "id": row.job_id,
+                "object": "chat.completion",
+                "model": row.model,
+                "choices": result["choices"],
+                "usage": row.usage,
+            }
+            line["response"] = {"status_code": 200, "request_id": row.job_id, "body": body}
+        else:
+            line["response"] = None
+        error = row.error
+        line["error"] = {"code": error["type"], "message": error["message"]} if error else None
+        self._stream.write((to_json(line) + "\n").encode())
+
+
+class _Parquet(Format):
+    """One row group for some thousand rows. What has no fixed shape is JSON text: output, usage."""
+
+    file = "results.parquet"
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        text = pyarrow.string()
+        self._schema = pyarrow.schema(
+            {
+                **dict.fromkeys(("custom_id", "status", "output", "raw_output"), text),
+                "index": pyarrow.int64(),
+                "error": pyarrow.struct({"type": text, "message": text}),
+                **dict.fromkeys(
+                    ("model", "finish_reason", "usage", "job_id", "submitted_at", "finished_at"), text
+                ),
+                "cost": pyarrow.float64(),
+                "attempts": pyarrow.int32(),
+            }
+        )
+        self._table = pyarrow.Table
+        self._writer = pyarrow.parquet.ParquetWriter(stream, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def check(cls) -> None:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise InvalidRequest(
+                ["writing Parquet needs pyarrow: pip install 'airflow-provider-distribute[parquet]'"],
+                where="The run",
+            ) from error
+
+    def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
+        fields = asdict(row)
+        if fields["output"] is not None and not isinstance(fields["output"], str):
+            fields["output"] = to_json(fields["output"])
+        fields["usage"] = None if row.usage is None else to_json(row.usage)
+        self._rows.append(fields)
+        if len(self._rows) == _PARQUET_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+FORMATS: Mapping[str, type[Format]] = {"jsonl": _JsonLines, "parquet": _Parquet, "openai_batch": _OpenAIBatch}
+
+
+def format_from(name: str) -> type[Format]:
+    """
+    Return a format by the name an author gave, after finding out that it can be written.
+
+    :raises InvalidRequest: there is no such format, or something is missing for it.
+    """
+    if name not in FORMATS:
+        raise InvalidRequest([f"results_format {name!r} is not one of {', '.join(FORMATS)}"], where="The run")
+    FORMATS[name].check()
+    return FORMATS[name]

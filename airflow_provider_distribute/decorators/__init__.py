@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""TaskFlow decorators."""
+
+from __future__ import annotations

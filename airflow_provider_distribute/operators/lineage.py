@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a bulk run tells OpenLineage: two datasets, and counts and tokens in a facet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+__all__ = ["lineage_of"]
+
+
+def lineage_of(requests: Any, manifest: dict[str, Any]) -> OperatorLineage[Any, Any] | None:
+    """
+    Return a run's lineage; ``None`` when nothing was landed or OpenLineage is not installed.
+
+    :param requests: The operator's argument; a URI is a dataset, a list is not.
+    :param manifest: The run's manifest.
+    """
+    if "results" not in manifest:
+        return None
+    try:
+        import attr
+        from airflow.providers.common.compat.openlineage.facet import (
+            Dataset,
+            OutputDataset,
+            OutputStatisticsOutputDatasetFacet,
+            RunFacet,
+        )
+        from airflow.providers.openlineage.extractors import OperatorLineage
+    except ImportError:
+        return None
+
+    @attr.define
+    class InferenceRunFacet(RunFacet):
+        """Rows by status, tokens and the estimated cost of a bulk run."""
+
+        service: str
+        rows: int
+        counts: dict[str, int]
+        promptTokens: int  # noqa: N815  OpenLineage's facets are written so
+        completionTokens: int  # noqa: N815
+        cost: float | None
+
+    facet = InferenceRunFacet(
+        service=manifest["service"],
+        rows=manifest["rows"],
+        counts=manifest["counts"],
+        promptTokens=manifest["tokens"]["prompt"],
+        completionTokens=manifest["tokens"]["completion"],
+        cost=manifest["cost"],
+    )
+    statistics = OutputStatisticsOutputDatasetFacet(rowCount=manifest["rows"])
+    results = OutputDataset(*_dataset(manifest["results"]), outputFacets={"outputStatistics": statistics})
+    return OperatorLineage(
+        inputs=[Dataset(*_dataset(requests))] if isinstance(requests, str) else [],
+        outputs=[results],
+        run_facets={"inference": facet},
+    )
+
+
+def _dataset(uri: str) -> tuple[str, str]:
+    """Return namespace and name, by OpenLineage's naming of file systems and object stores."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        return "file", parts.path
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}", parts.path.lstrip("/")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trigger that waits for a bulk run on the triggerer, whatever its size, and the one event it yields."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+from pydantic import Field, ValidationError
+
+from airflow_provider_distribute.bulk.collection import Collection
+from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid, LedgerError
+from airflow_provider_distribute.hooks.base import async_settings
+from airflow_provider_distribute.ledger.directory import Directory
+from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.settling import until_settled
+from airflow_provider_distribute.waiting.pool import shared_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from airflow_provider_distribute.bulk.collection import Progress
+
+__all__ = ["AsyncChatBulkTrigger", "BulkOutcome"]
+
+
+class _Order(Value):
+    """What a trigger is to wait for."""
+
+    conn_id: str
+    run_uri: str = Field(min_length=1)
+    deadline: float = Field(gt=0, allow_inf_nan=False)
+    poke_interval: float = Field(gt=0, allow_inf_nan=False)
+
+
+class BulkOutcome(Value):
+    """
+    The event: counts and a verdict, never an id or an answer.
+
+    :param version: Of this shape; a worker and a triggerer may run different releases.
+    :param verdict: ``ended``: every job has; ``deadline``: some were still pending; ``refused``: waiting is
+        impossible until somebody acts; ``unavailable``: it is impossible for the moment.
+    :param run_uri: The run's directory.
+    :param deadline: Epoch seconds.
+    :param succeeded: How many jobs ended well.
+    :param failed: How many ended badly.
+    :param pending: How many were still pending.
+    :param message: For people.
+    """
+
+    version: Literal[1] = 1
+    verdict: Literal["ended", "deadline", "refused", "unavailable"]
+    run_uri: str = ""
+    deadline: float = 0.0
+    succeeded: int = 0
+    failed: int = 0
+    pending: int = 0
+    message: str = ""
+
+    @classmethod
+    def of(cls, progress: Progress, order: _Order) -> BulkOutcome:
+        """Sum up a wait."""
+        pending = progress.total - progress.ended
+        return cls(
+            verdict="deadline" if pending else "ended",
+            run_uri=order.run_uri,
+            deadline=order.deadline,
+            succeeded=progress.succeeded,
+            failed=progress.failed,
+            pending=pending,
+        )
+
+
+class AsyncChatBulkTrigger(BaseTrigger):
+    """
+    Waits until every job of a run has ended, or until the deadline, and yields one :class:`BulkOutcome`.
+
+    What comes back is written to the run's directory as it is seen. The arguments are the same size whatever
+    the number of jobs, which are read from the run's directory.
+
+    Nothing is checked here: an exception in a trigger's constructor would end the whole triggerer.
+
+    :param conn_id: Connection id.
+    :param run_uri: The run's directory.
+    :param deadline: Wall-clock deadline, seconds since the epoch; it survives a restart.
+    :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+    """
+
+    def __init__(
+        self,
+        conn_id: Any = None,
+        run_uri: Any = None,
+        deadline: Any = None,
+        poke_interval: Any = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.conn_id = conn_id
+        self.run_uri = run_uri
+        self.deadline = deadline
+        self.poke_interval = poke_interval
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "conn_id": self.conn_id,
+            "run_uri": self.run_uri,
+            "deadline": self.deadline,
+            "poke_interval": self.poke_interval,
+        }
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments: an id, a URI and numbers."""
+        return "airflow_provider_distribute.triggers.bulk.AsyncChatBulkTrigger", self._arguments()
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event."""
+        started = time.monotonic()
+        try:
+            outcome = await self._wait(_Order(**self._arguments()))
+        except ValidationError as error:
+            problems = "; ".join(problems_in(error))
+            message = f"The trigger's arguments cannot be used: {problems}. Clear the task to wait again."
+            outcome = BulkOutcome(verdict="refused", message=message)
+        except (AccessDenied, ConnectionInvalid, AirflowNotFoundException) as error:
+            outcome = BulkOutcome(verdict="refused", message=str(error))
+        except LedgerError as error:
+            outcome = BulkOutcome(verdict="unavailable" if error.transient else "refused", message=str(error))
+        await until_settled(self, started)
+        yield TriggerEvent(outcome.model_dump(mode="json", exclude_defaults=True))
+
+    async def _wait(self, order: _Order) -> BulkOutcome:
+        settings = await async_settings(order.conn_id)
+        # A path may look an Airflow connection up, which below 3.2 only this kind of thread can.
+        directory = await sync_to_async(_directory)(order.run_uri)
+        collection = Collection(directory, settings, logger=self.log)
+        await asyncio.to_thread(collection.read)
+        self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
+        try:
+            await collection.run(
+                shared_pool(settings), deadline=order.deadline, poke_interval=order.poke_interval
+            )
+        except asyncio.CancelledError:
+            self.log.warning(
+                "Waiting stopped here with %d jobs pending; %r lists them. They cannot be cancelled: they go "
+                "on at the service and are billed. If this triggerer only restarts or hands over, waiting "
+                "resumes; after a clear, the next attempt waits for them instead of paying again.",
+                len(collection.pending),
+                directory.below("journal"),
+            )
+            raise
+        return BulkOutcome.of(collection.progress, order)
+
+
+def _directory(uri: str) -> Directory:
+    return Directory.at(uri, ObjectStoragePath)

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Bulk runs through Airflow's own task runner: worker, triggerer, worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
+from airflow_provider_distribute.operators.bulk import AsyncChatBulkOperator
+from airflow_provider_distribute.operators.lineage import lineage_of
+from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
+from tests.airflow.supervisor import first_event
+from tests.airflow.wire import MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.airflow.clock import Clock
+    from tests.airflow.supervisor import Life
+    from tests.airflow.wire import Wire
+
+
+@pytest.fixture
+def bulk(life: Callable[..., Life], service: str, tmp_path: Path) -> Callable[..., Life]:
+    """Make a task instance that asks some questions."""
+
+    def made(requests: Any = ("What is 1?", "What is 2?", "What is 3?"), **fields: Any) -> Life:
+        given = {
+            "task_id": "questions",
+            "conn_id": f"{service}_default",
+            "model": MODELS[service],
+            "requests": list(requests) if isinstance(requests, tuple) else requests,
+            "result_path": tmp_path.as_uri(),
+            **fields,
+        }
+        return life(lambda: AsyncChatBulkOperator(**given))
+
+    return made
+
+
+def paid(wire: Wire) -> int:
+    return sum(wire.emulator.ledger.paid.values())
+
+
+def rows_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    with open(manifest["results"].removeprefix("file://"), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+class TestRuns:
+    """From requests to a manifest."""
+
+    def test_a_run_defers_and_lands(self, bulk: Callable[..., Life], wire: Wire, tmp_path: Path) -> None:
+        """One trigger with small arguments; XCom gets the manifest only."""
+        life = bulk()
+        attempt = life.attempt()
+        assert (attempt.state, len(attempt.triggers)) == ("success", 1)
+        (path, arguments), manifest = attempt.triggers[0], life.result
+        assert path == "airflow_provider_distribute.triggers.bulk.AsyncChatBulkTrigger"
+        assert arguments.keys() == {"conn_id", "run_uri", "deadline", "poke_interval"}
+        assert len(json.dumps(arguments)) < 1024
+        assert "choices" not in json.dumps(attempt.events)
+        assert manifest["counts"]["succeeded"] == 3
+        assert manifest["results"].startswith(tmp_path.as_uri())
+        assert [row["index"] for row in rows_of(manifest)] == [0, 1, 2]
+        assert paid(wire) == 3
+
+    def test_a_file_of_requests(self, bulk: Callable[..., Life], tmp_path: Path) -> None:
+        """By its URI; custom ids come back."""
+        lines = [json.dumps({"custom_id": f"c{number}", "prompt": "What?"}) for number in range(5)]
+        (tmp_path / "in.jsonl").write_text("\n".join(lines))
+        life = bulk((tmp_path / "in.jsonl").as_uri())
+        assert life.attempt().state == "success"
+        assert [row["custom_id"] for row in rows_of(life.result)] == ["c0", "c1", "c2", "c3", "c4"]
+
+    def test_a_worker_may_wait_itself(self, bulk: Callable[..., Life]) -> None:
+        """With the same outcome and no trigger."""
+        life = bulk(deferrable=False)
+        attempt = life.attempt()
+        assert (attempt.state, attempt.triggers, life.result["counts"]["succeeded"]) == ("success", [], 3)
+
+    def test_a_dry_run_sends_and_writes_nothing(
+        self, bulk: Callable[..., Life], wire: Wire, tmp_path: Path
+    ) -> None:
+        """It counts and estimates."""
+        life = bulk(dry_run=True)
+        assert life.attempt().state == "success"
+        assert (life.result["rows"], life.result["dry_run"], wire.requests) == (3, True, [])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_where_requests_come_from_travels_with_them(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """Dag, run, task, map index and place in the input."""
+        bulk().attempt()
+        sent = [json.loads(request.content) for request in wire.requests if b"messages" in request.content]
+        assert sorted(str(body["metadata"]["airflow_index"]) for body in sent) == ["0", "1", "2"]
+        assert {body["metadata"]["airflow_task_id"] for body in sent} == {"questions"}
+
+    def test_the_configuration_may_name_the_place(
+        self, bulk: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In section distribute."""
+        monkeypatch.setenv("AIRFLOW__DISTRIBUTE__RESULT_PATH", (tmp_path / "configured").as_uri())
+        life = bulk(result_path=None)
+        life.attempt()
+        assert "/configured/" in life.result["results"]
+
+    def test_a_decorated_function_returns_the_requests(
+        self, life: Callable[..., Life], service: str, tmp_path: Path
+    ) -> None:
+        """What it returns is not a template."""
+
+        def build() -> Any:
+            @async_chat_bulk_task(
+                conn_id=f"{service}_default", model=MODELS[service], result_path=tmp_path.as_uri()
+            )
+            def questions(count: int) -> list[str]:
+                return [f"What is {{{{ {number} }}}}?" for number in range(count)]
+
+            return questions(2).operator  # type: ignore[attr-defined]
+
+        decorated = life(build)
+        assert decorated.attempt().state == "success"
+        assert decorated.result["rows"] == 2
+
+    def test_an_input_split_over_tasks(self, service: str, tmp_path: Path) -> None:
+        """Each mapped task takes its part."""
+        from airflow.sdk import DAG
+
+        with DAG("d", schedule=None):
+            mapped = AsyncChatBulkOperator.sharded(split=3, task_id="t", requests="in.jsonl")
+        assert mapped.partial_kwargs["split"] == 3
+        assert mapped.expand_input.value == {"shard": [0, 1, 2]}
+
+
+class Word(pydantic.BaseModel):
+    """What answers must be."""
+
+    word: str
+
+
+class TestRetries:
+    """What a retry pays for, and when it comes."""
+
+    def test_only_bad_rows_are_asked_again(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """The task fails after landing; the retry sends the failed row alone."""
+        life = bulk()
+        wire.fault("error", value="model overloaded", count=1)
+        attempt = life.attempt()
+        assert isinstance(attempt.error, AirflowException)
+        assert not isinstance(attempt.error, AirflowFailException)
+        assert "1 of 3 rows did not succeed (1 failed)" in attempt.message
+        assert life.attempt().state == "success"
+        assert (paid(wire), life.result["counts"]["succeeded"], life.result["attempt"]) == (4, 3, 2)
+
+    def test_some_bad_rows_may_be_tolerated(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """As large a share as the author allows."""
+        wire.fault("error", count=1)
+        life = bulk(failure_tolerance=0.4)
+        assert life.attempt().state == "success"
+        assert life.result["counts"]["failed"] == 1
+
+    def test_a_worker_that_dies_before_it_defers_pays_nothing_twice(
+        self, bulk: Callable[..., Life], wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next attempt waits for what is running."""
+
+        def die(*_: object) -> None:
+            raise RuntimeError("gone")
+
+        life = bulk()
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncChatBulkOperator, "_defer_until", die)
+            assert "gone" in life.attempt().message
+        assert life.attempt().state == "success"
+        assert (paid(wire), life.result["duplicates_possible"]) == (3, 0)
+
+    @pytest.mark.parametrize(("on_deadline", "state"), [("fail", "up_for_retry"), ("land", "success")])
+    def test_the_deadline_lands_what_there_is(
+        self, bulk: Callable[..., Life], wire: Wire, on_deadline: str, state: str
+    ) -> None:
+        """And lists what goes on."""
+        wire.fault("never", count=1)
+        life = bulk(deadline=600, on_deadline=on_deadline, failure_tolerance=0.5)
+        attempt = life.attempt()
+        assert attempt.state == state
+        if state == "success":
+            assert life.result["going_on"]["jobs"] == 1
+        else:
+            assert "1 expired" in attempt.message
+
+    def test_airflows_own_limit_lands_too(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """No triggerer ran, so nothing was seen; the rows are asked again by a retry."""
+        life = bulk()
+        attempt = life.attempt(instead_of_trigger={"error": "Trigger timeout"})
+        assert "3 of 3 rows did not succeed (3 expired)" in attempt.message
+
+    def test_an_answer_that_does_not_fit_is_repaired(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """Within the attempt, by asking again with the reason."""
+        wire.fault("text", value="no JSON", count=2)
+        wire.fault("text", value='{"word": "yes"}')
+        life = bulk(output_type=Word, repair_attempts=2)
+        attempt = life.attempt()
+        assert (attempt.state, paid(wire)) == ("success", 5)
+        assert [row["output"] for row in rows_of(life.result)] == [{"word": "yes"}] * 3
+
+    def test_repairs_end(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """Then the row is invalid and keeps its text."""
+        wire.fault("text", value="no JSON")
+        life = bulk(output_type=Word, repair_attempts=1, failure_tolerance=1.0)
+        assert life.attempt().state == "success"
+        assert {row["status"] for row in rows_of(life.result)} == {"invalid"}
+        assert (paid(wire), rows_of(life.result)[0]["raw_output"]) == (6, "no JSON")
+
+
+class TestMoney:
+    """What stops the sending, and what is said then."""
+
+    def test_the_cost_limit_lands_what_was_paid(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """Then the task fails for good and says how to go on."""
+        estimate = bulk(dry_run=True)
+        estimate.attempt()
+        attempt = bulk(max_cost=estimate.result["cost"] * 0.7).attempt()
+        assert isinstance(attempt.error, AirflowFailException)
+        assert "1 not_submitted" in attempt.message
+        assert paid(wire) == 2
+
+    def test_a_rejected_key_fails_at_once(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """A retry would not help."""
+        wire.fault("402", operation="submit")
+        attempt = bulk().attempt()
+        assert isinstance(attempt.error, AirflowFailException)
+        assert "402" in attempt.message
+
+    @pytest.mark.parametrize("policy", ["fail", "leave", "resubmit"])
+    def test_an_unanswered_request(self, bulk: Callable[..., Life], wire: Wire, policy: str) -> None:
+        """The author decides about it; what may be paid twice is counted."""
+        wire.fault("500", operation="submit", count=1)
+        life = bulk(on_unknown=policy, failure_tolerance=0.5)
+        attempt = life.attempt()
+        if policy == "fail":
+            assert isinstance(attempt.error, AirflowFailException)
+            assert "on_unknown='resubmit'" in attempt.message
+        else:
+            assert attempt.state == "success"
+            assert life.result["counts"]["unknown"] == (1 if policy == "leave" else 0)
+            assert life.result["duplicates_possible"] == (0 if policy == "leave" else 1)
+
+    def test_an_attempt_after_a_crash_says_what_is_unknown(
+        self, bulk: Callable[..., Life], wire: Wire, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Before it sends anything again."""
+        wire.fault("500", operation="submit", count=1)
+        life = bulk(on_unknown="leave", failure_tolerance=1.0)
+        life.attempt()
+        life.attempt()
+        assert life.result["unknown"]["rows"] == 1
+
+    def test_a_deadline_while_sending(
+        self, bulk: Callable[..., Life], connections: Any, service: str
+    ) -> None:
+        """What could not be sent in time is landed as such."""
+        connections(f"{service}_default", extra={"requests_per_second": 0.01})
+        attempt = bulk(deadline=50).attempt()
+        assert "not_submitted" in attempt.message
+
+    def test_a_worker_that_is_told_to_stop(
+        self, bulk: Callable[..., Life], wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It stops sending, says what goes on, and the next attempt sends the rest."""
+        operators: list[AsyncChatBulkOperator] = []
+        execute = AsyncChatBulkOperator.execute
+        answer = wire.answer
+
+        def noted(self: AsyncChatBulkOperator, context: Any) -> Any:
+            operators.append(self)
+            self.on_kill()
+            return execute(self, context)
+
+        def killing(request: Any) -> Any:
+            operators[-1].on_kill()
+            return answer(request)
+
+        life = bulk()
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncChatBulkOperator, "execute", noted)
+            patched.setattr(wire, "answer", killing)
+            attempt = life.attempt()
+        assert "told to stop" in attempt.message
+        assert life.attempt().state == "success"
+        assert paid(wire) == 3
+
+
+class TestRefusals:
+    """What is refused before anything is paid."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"on_deadline": "shrug"},
+            {"failure_tolerance": 2},
+            {"window": 0},
+            {"shard": 3, "split": 2},
+            {"max_cost": 0},
+            {"results_format": "xml"},
+            {"result_path": None},
+            {"requests": []},
+            {"requests": "missing.jsonl"},
+            {"requests": "odd://missing.jsonl"},
+            {"output_type": {"type": "nonsense"}},
+        ],
+        ids=str,
+    )
+    def test_wrong_arguments(self, bulk: Callable[..., Life], wire: Wire, fields: dict[str, Any]) -> None:
+        """With the reason, and for good."""
+        attempt = bulk(**fields).attempt()
+        assert isinstance(attempt.error, AirflowFailException)
+        assert wire.requests == []
+
+    @pytest.mark.parametrize(
+        ("event", "error"),
+        [
+            (None, "cannot be read"),
+            ({"verdict": "success"}, "cannot be read"),
+            ({"verdict": "refused", "message": "change the key"}, "change the key"),
+            ({"verdict": "unavailable", "message": "try again"}, "try again"),
+            ({"verdict": "ended", "run_uri": "odd://nowhere"}, "Could not open"),
+            ({"verdict": "ended", "run_uri": "file:///nowhere"}, "Could not find the run"),
+        ],
+    )
+    def test_an_event_is_checked_where_it_enters(
+        self, bulk: Callable[..., Life], event: Any, error: str
+    ) -> None:
+        """Nothing counts as success by default."""
+        attempt = bulk().attempt(instead_of_trigger={"event": event})
+        assert attempt.state != "success"
+        assert error in attempt.message
+
+    def test_intervals_may_be_timedeltas(self, bulk: Callable[..., Life]) -> None:
+        """Or seconds."""
+        operator: Any = bulk(deadline=timedelta(hours=1), poke_interval=timedelta(minutes=1))._task()
+        assert (operator.deadline, operator.poke_interval) == (3600.0, 60.0)
+
+
+class TestTrigger:
+    """What the triggerer runs."""
+
+    def test_it_survives_garbage(self, clock: Clock) -> None:
+        """An exception in a constructor would end the whole triggerer."""
+        trigger = AsyncChatBulkTrigger(conn_id=7, run_uri=None, deadline="x", more="?")
+        _, arguments = trigger.serialize()
+        assert arguments == {"conn_id": 7, "run_uri": None, "deadline": "x", "poke_interval": None}
+        event = clock.run(first_event(AsyncChatBulkTrigger(**arguments)))
+        assert (event["verdict"], "deadline" in event["message"]) == ("refused", True)
+
+    @pytest.mark.parametrize(
+        ("conn_id", "run_uri", "verdict"),
+        [("nobody", "memory://x", "refused"), ("distribute_default", "file:///proc/version", "unavailable")],
+    )
+    def test_it_says_what_is_wrong(
+        self, clock: Clock, wire: Wire, conn_id: str, run_uri: str, verdict: str
+    ) -> None:
+        """An unknown connection needs a person, a storage in trouble needs time."""
+        trigger = AsyncChatBulkTrigger(conn_id, run_uri, clock.now + 10, 1.0)
+        assert clock.run(first_event(trigger))["verdict"] == verdict
+
+    def test_it_says_what_goes_on_when_it_is_stopped(
+        self, clock: Clock, wire: Wire, bulk: Callable[..., Life], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A clear, a kill, a restart: the jobs cannot be cancelled."""
+        wire.fault("never")
+        attempt = bulk(deadline=100).attempt()
+        arguments = {**attempt.triggers[0][1], "deadline": clock.now + 1e6}
+
+        async def stopped() -> None:
+            waiting = asyncio.create_task(first_event(AsyncChatBulkTrigger(**arguments)))
+            await asyncio.sleep(50)
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+
+        clock.run(stopped())
+        run = Path(arguments["run_uri"].removeprefix("file://"))
+        progress = json.loads((run / "progress.json").read_text())
+        assert (progress["state"], progress["pending"]) == ("stopped", 3)
+
+    def test_its_event_is_small(self) -> None:
+        """Whatever it says."""
+        assert BulkOutcome(verdict="ended", succeeded=5).model_dump(exclude_defaults=True) == {
+            "verdict": "ended",
+            "succeeded": 5,
+        }
+
+
+class TestLineage:
+    """What OpenLineage is told."""
+
+    def test_input_and_results_are_datasets(self, bulk: Callable[..., Life]) -> None:
+        """With counts and tokens in a facet."""
+        pytest.importorskip("airflow.providers.openlineage")
+        life = bulk()
+        life.attempt()
+        lineage = lineage_of("s3://aws@bucket/in.jsonl", life.result)
+        assert lineage is not None
+        assert [(dataset.namespace, dataset.name) for dataset in lineage.inputs] == [
+            ("s3://bucket", "in.jsonl")
+        ]
+        assert lineage.outputs[0].namespace == "file"
+        assert lineage.run_facets["inference"].counts["succeeded"] == 3
+
+    def test_nothing_is_told_of_nothing(self) -> None:
+        """Before anything was landed."""
+        operator = AsyncChatBulkOperator(task_id="t", requests=["a"])
+        assert operator.get_openlineage_facets_on_complete(None) is None
+        assert operator.get_openlineage_facets_on_failure(None) is None
+
+    def test_openlineage_may_be_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is an extra."""
+        monkeypatch.setitem(sys.modules, "airflow.providers.openlineage.extractors", None)
+        assert lineage_of([], {"results": "file:///x"}) is None
