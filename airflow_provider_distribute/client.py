@@ -30,6 +30,7 @@ from airflow_provider_distribute.exceptions import (
     JobNotFound,
     NotAccepted,
     OutcomeUnknown,
+    Unavailable,
 )
 from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit, rising
 from airflow_provider_distribute.services import SERVICES
@@ -215,6 +216,23 @@ class Client(_Wire):
             raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
         return self.service.read_job(job_id, answer)
 
+    def look_in_turn(self, job_id: str) -> Job:
+        """
+        Look at a job once, as soon as the rate limit allows; a 429 slows whoever shares the limit.
+
+        :raises ServiceError: as :meth:`look`.
+        """
+        while wait := self.limit.take(time.monotonic()):
+            time.sleep(wait)
+        try:
+            job = self.look(job_id)
+        except Unavailable as error:
+            if error.throttled:
+                self.limit.throttled(time.monotonic(), error.retry_after)
+            raise
+        self.limit.succeeded()
+        return job
+
     def probe(self) -> None:
         """
         Ask for a job that cannot exist, to see whether the service answers and accepts the key.
@@ -342,6 +360,23 @@ class AsyncClient(_Wire):
         except _NO_ANSWER as error:
             raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
         return self.service.read_job(job_id, answer)
+
+    async def look_in_turn(self, job_id: str) -> Job:
+        """
+        Look at a job once, as soon as the rate limit allows; a 429 slows whoever shares the limit.
+
+        :raises ServiceError: as :meth:`look`.
+        """
+        while wait := self.limit.take(time.monotonic()):  # noqa: ASYNC110  time, not an event, opens it
+            await asyncio.sleep(wait)
+        try:
+            job = await self.look(job_id)
+        except Unavailable as error:
+            if error.throttled:
+                self.limit.throttled(time.monotonic(), error.retry_after)
+            raise
+        self.limit.succeeded()
+        return job
 
     async def probe(self) -> None:
         """

@@ -193,7 +193,7 @@ class ServiceHook(BaseHook):
         :raises Unavailable: no usable answer; the job goes on.
         :raises AccessDenied: the key is not accepted.
         """
-        return self.client.look(job_id)
+        return self.client.look_in_turn(job_id)
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first
@@ -271,7 +271,7 @@ class ServiceHook(BaseHook):
     async def aget_job(self, job_id: str) -> Job:
         """Look at a job once, asynchronously; see :meth:`get_job`."""
         async with self._async_client() as client:
-            return await client.look(job_id)
+            return await client.look_in_turn(job_id)
 
     @contextlib.asynccontextmanager
     async def _async_client(self) -> AsyncIterator[AsyncClient]:

@@ -204,6 +204,32 @@ class TestLooks:
             caller.look("job-1")
         assert len(wire.requests) == 1
 
+    def test_looks_in_turn_keep_the_ceiling(self, contract: Contract, drive: Drive, clock: Clock) -> None:
+        """Ten looks at two a second take four and a half seconds or more."""
+        caller, _ = drive(contract.look("pending"), requests_per_second=2)
+        before = clock.monotonic()
+        for _ in range(10):
+            caller.look_in_turn("job-1")
+        assert 4.4 <= clock.monotonic() - before <= 5.5
+
+    def test_a_look_in_turn_obeys_the_429_before_it(
+        self, contract: Contract, drive: Drive, clock: Clock
+    ) -> None:
+        """The look that was refused says so; the next one waits as long as it was told."""
+        caller, _ = drive(refusal(429, **{"Retry-After": "9"}), contract.look("pending"))
+        before = clock.monotonic()
+        with pytest.raises(Unavailable):
+            caller.look_in_turn("job-1")
+        assert not caller.look_in_turn("job-1").done
+        assert clock.monotonic() - before >= 9
+
+    def test_a_look_in_turn_slows_nobody_for_another_trouble(self, drive: Drive) -> None:
+        """A 500 says nothing about how many requests the service wants."""
+        caller, _ = drive(refusal(500), requests_per_second=10)
+        with pytest.raises(Unavailable):
+            caller.look_in_turn("job-1")
+        assert caller.limit.rate == 10
+
     def test_an_id_that_is_none_is_not_asked_for(self, drive: Drive) -> None:
         """``..`` would ask for another resource."""
         caller, wire = drive(refusal(500))

@@ -86,6 +86,11 @@ class Caller:
         job: Job = self._settle(self.client.look(job_id))
         return job
 
+    def look_in_turn(self, job_id: str) -> Job:
+        """As the client's."""
+        job: Job = self._settle(self.client.look_in_turn(job_id))
+        return job
+
     def probe(self) -> None:
         """As the client's."""
         self._settle(self.client.probe())
