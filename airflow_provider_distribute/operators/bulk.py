@@ -46,7 +46,7 @@ from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import problems_in
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.operators.mixins import airflow_errors
+from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, seconds
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
 from airflow_provider_distribute.waiting.pool import shared_pool
 
@@ -65,9 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncChatBulkOperator"]
 
 _tracer = trace.get_tracer(__name__)
-
-#: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
-_NET = 300.0
 
 
 class AsyncChatBulkOperator(BaseOperator):
@@ -173,7 +170,7 @@ class AsyncChatBulkOperator(BaseOperator):
         self.output_type = output_type
         self.repair_attempts = repair_attempts
         self.failure_tolerance = failure_tolerance
-        self.deadline = _seconds(deadline)
+        self.deadline = seconds(deadline)
         self.on_deadline = on_deadline
         self.on_unknown = on_unknown
         self.on_input_change = on_input_change
@@ -184,7 +181,7 @@ class AsyncChatBulkOperator(BaseOperator):
         self.split = split
         self.shard = shard
         self.window = window
-        self.poke_interval = _seconds(poke_interval)
+        self.poke_interval = seconds(poke_interval)
         self.deferrable = deferrable
         self._manifest: dict[str, Any] = {}
         self._sending: tuple[asyncio.AbstractEventLoop, Submission] | None = None
@@ -337,7 +334,7 @@ class AsyncChatBulkOperator(BaseOperator):
                 client,
                 budget,
                 deadline=deadline,
-                labels=_labels(run.plan.owner) if run.plan.settings.airflow_metadata else None,
+                labels=labels_of(run.plan.owner) if run.plan.settings.airflow_metadata else None,
                 folder=folder,
                 logger=self.log,
             )
@@ -399,7 +396,7 @@ class AsyncChatBulkOperator(BaseOperator):
                 conn_id=self.conn_id, run_uri=run_uri, deadline=deadline, poke_interval=self.poke_interval
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + _NET),
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
         )
         raise AssertionError("unreachable: defer raises")  # pragma: no cover
 
@@ -525,16 +522,6 @@ class AsyncChatBulkOperator(BaseOperator):
         return lineage_of(self.requests, self._manifest)
 
 
-def _labels(owner: Owner) -> dict[str, Any]:
-    """Return where a request comes from, so that a duplicate can be recognised at the service."""
-    return {
-        "airflow_dag_id": owner.dag_id,
-        "airflow_run_id": owner.run_id,
-        "airflow_task_id": owner.task_id,
-        "airflow_map_index": owner.map_index,
-    }
-
-
 def _read_event(event: Any) -> BulkOutcome:
     try:
         return BulkOutcome.model_validate(event)
@@ -544,7 +531,3 @@ def _read_event(event: Any) -> BulkOutcome:
             "by that. Worker and triggerer may run different releases of this provider: restart the older "
             "one, and retry."
         ) from None
-
-
-def _seconds(value: float | timedelta) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else value

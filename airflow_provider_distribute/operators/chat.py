@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,10 +22,12 @@ from airflow_provider_distribute.exceptions import (
 from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import ChatRequest
-from airflow_provider_distribute.operators.mixins import WaitsForJobs, airflow_errors
+from airflow_provider_distribute.operators.mixins import WaitsForJobs, airflow_errors, labels_of, seconds
 from airflow_provider_distribute.operators.record import SubmissionRecord
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_distribute.hooks.base import ServiceHook
@@ -151,7 +152,7 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
             names = ["The request"]
         else:
             names = [f"Request {place} of {len(items)}" for place in range(1, len(items) + 1)]
-        labels = _labels(context) if hook.settings.airflow_metadata else {}
+        labels = labels_of(context["ti"]) if hook.settings.airflow_metadata else {}
         requests, problems = [], []
         for index, (item, name) in enumerate(zip(items, names, strict=True)):
             try:
@@ -246,17 +247,6 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
 _SHOWN = 100
 
 
-def _labels(context: Context) -> dict[str, Any]:
-    """Return where a request comes from, so that a duplicate can be recognised at the service."""
-    ti = context["ti"]
-    return {
-        "airflow_dag_id": ti.dag_id,
-        "airflow_run_id": ti.run_id,
-        "airflow_task_id": ti.task_id,
-        "airflow_map_index": ti.map_index,
-    }
-
-
 class AsyncChatOperator(SubmitAsyncChatOperator):
     """
     Submits chat requests, waits on the triggerer, and returns the results: submit and sensor in one task.
@@ -287,8 +277,8 @@ class AsyncChatOperator(SubmitAsyncChatOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
-        self.poke_interval = _seconds(poke_interval)
-        self.timeout = _seconds(timeout)
+        self.poke_interval = seconds(poke_interval)
+        self.timeout = seconds(timeout)
         self.fail_on_error = fail_on_error
 
     def execute(self, context: Context) -> Any:
@@ -334,7 +324,3 @@ class AsyncChatOperator(SubmitAsyncChatOperator):
 
 
 _JOB_IDS = "job_ids"
-
-
-def _seconds(duration: float | timedelta) -> float:
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)

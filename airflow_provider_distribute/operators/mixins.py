@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.models import Job
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
-_NET = 300.0
+NET = 300.0
 #: Seconds the worker tries to fetch results that the trigger has seen; then the triggerer waits again.
 _FETCH_WITHIN = 120.0
 
@@ -40,6 +40,21 @@ def airflow_errors() -> Iterator[None]:
         yield
     except InferenceError as error:
         raise (AirflowException if error.transient else AirflowFailException)(str(error)) from error
+
+
+def labels_of(task: Any) -> dict[str, Any]:
+    """Return where a request comes from, so that a duplicate can be recognised at the service."""
+    return {
+        "airflow_dag_id": task.dag_id,
+        "airflow_run_id": task.run_id,
+        "airflow_task_id": task.task_id,
+        "airflow_map_index": task.map_index,
+    }
+
+
+def seconds(duration: float | timedelta) -> float:
+    """Return a duration in seconds."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 
 class WaitsForJobs:
@@ -75,7 +90,7 @@ class WaitsForJobs:
             ),
             method_name="execute_complete",
             kwargs={"job_ids": list(job_ids), "deadline": deadline},
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + _NET),
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
         )
         raise AssertionError("unreachable: defer raises")
 
