@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,12 +24,11 @@ def naps(mocker: MockerFixture) -> Any:
 
 
 async def test_what_is_known_at_once_waits_for_the_scheduler(
-    naps: Any, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
+    naps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker notices the end of the deferring process within its heartbeat, the scheduler 3 s later."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "20")
-    trigger = AsyncChatTrigger()
-    mocker.patch.object(AsyncChatTrigger, "task_instance", object(), create=True)
+    trigger: Any = SimpleNamespace(task_instance=object())
 
     await until_settled(trigger, time.monotonic())
 
