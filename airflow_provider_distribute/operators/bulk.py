@@ -110,7 +110,8 @@ class AsyncChatBulkOperator(BaseOperator):
         crash.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
     :param deferrable: Wait on the triggerer; else the worker waits.
-    :returns: The manifest: URIs, counts by status, tokens, cost, what may have been paid twice, times.
+    :returns: The manifest: URIs, counts by status, tokens, cost, what may have been paid twice, times. Each
+        of its fields is an XCom of its own, too: ``operator.output["results"]``.
     """
 
     template_fields: Sequence[str] = (
@@ -159,7 +160,9 @@ class AsyncChatBulkOperator(BaseOperator):
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Downstream tasks may name a field, as in ``operator.output["results"]``. What Airflow infers for a
+        # decorated function is about its requests, not about the manifest.
+        super().__init__(**{**kwargs, "multiple_outputs": True})
         self.conn_id = conn_id
         self.requests = requests
         self.result_path = result_path

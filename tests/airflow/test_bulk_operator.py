@@ -76,6 +76,12 @@ class TestRuns:
         assert [row["index"] for row in rows_of(manifest)] == [0, 1, 2]
         assert paid(wire) == 3
 
+    def test_a_downstream_task_may_name_a_field_of_the_manifest(self, bulk: Callable[..., Life]) -> None:
+        """As ``operator.output["results"]``."""
+        life = bulk()
+        life.attempt()
+        assert life.xcom("results") == life.result["results"]
+
     def test_a_file_of_requests(self, bulk: Callable[..., Life], tmp_path: Path) -> None:
         """By its URI; custom ids come back."""
         lines = [json.dumps({"custom_id": f"c{number}", "prompt": "What?"}) for number in range(5)]
@@ -131,7 +137,7 @@ class TestRuns:
 
         decorated = life(build)
         assert decorated.attempt().state == "success"
-        assert decorated.result["rows"] == 2
+        assert decorated.result["rows"] == decorated.xcom("rows") == 2
 
     def test_an_input_split_over_tasks(self, service: str, tmp_path: Path) -> None:
         """Each mapped task takes its part."""
