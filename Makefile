@@ -27,9 +27,14 @@ comma := ,
 empty :=
 space := $(empty) $(empty)
 
-.NOTPARALLEL:
+# Two at a time, each with its output in one piece; a make of before 4.0 mixes the lines.
+TWO_AT_A_TIME := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Tests of one file share what is slow to set up, so they stay in one process.
+IN_TWO_PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 .DELETE_ON_ERROR:
-.PHONY: help demo test install lint types fmt unit integration test-distributed cover constraints clean
+.PHONY: help demo test checks install environments lint types fmt unit integration test-distributed cover \
+	cover-unit cover-integration constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -38,9 +43,17 @@ help:  ## Show this list
 demo: $(INSTALLED)  ## Run 100 prompts through a real Airflow and the emulator (KEEP=1 leaves the UI up)
 	@$(BIN)/python -m demo.run $(if $(KEEP),--keep)
 
-test: lint types cover $(OLDER:%=test-on-%)  ## Everything that CI runs
+test: install environments  ## Everything that CI runs
+	@$(MAKE) --no-print-directory $(TWO_AT_A_TIME) checks
+
+checks: lint types cover test-distributed $(OLDER:%=test-on-%)
 
 install: $(INSTALLED)  ## Install the newest Airflow and the tools into .venv
+
+environments: $(OLDER:%=environment-%)
+
+environment-%: $(UV_READY)
+	@if $(HAS_PYTHON); then $(MAKE) --no-print-directory $(call ENVIRONMENT_OF,$*)/ready; fi
 
 lint: $(INSTALLED)  ## Check style and format
 	@echo "== ruff"
@@ -56,7 +69,7 @@ types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy $(SOURCES) .ci/uv.py
 
 unit: $(INSTALLED)  ## Tests without a real Airflow
-	$(BIN)/python -m pytest tests -m "not integration and not distributed"
+	$(BIN)/python -m pytest tests $(IN_TWO_PROCESSES) -m "not integration and not distributed"
 
 integration: $(INSTALLED)  ## Tests on a real scheduler, triggerer and worker
 	$(BIN)/python -m pytest tests -m integration
@@ -64,22 +77,32 @@ integration: $(INSTALLED)  ## Tests on a real scheduler, triggerer and worker
 test-distributed: $(INSTALLED)  ## Tests on Celery workers and two triggerers
 	$(BIN)/python -m pytest tests -m distributed
 
-cover: $(INSTALLED)  ## Unit and integration tests on the newest Airflow, with coverage
-	@echo "== tests on Airflow $(NEWEST)"
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests -m "not integration and not distributed"
-	$(BIN)/coverage run -m pytest tests -m integration
+cover: cover-unit cover-integration  ## Unit and integration tests on the newest Airflow, with coverage
+	@echo "== coverage"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 \
 	    --include='$(subst $(space),$(comma),$(BELOW_HOOKS:%=$(PACKAGE)/%))'
 
-test-on-%: $(UV_READY)  ## Airflow-facing tests on an older Airflow, e.g. make test-on-3.1
+cover-unit: cover-nothing
+	@echo "== unit tests on Airflow $(NEWEST)"
+	$(BIN)/coverage run -m pytest tests $(IN_TWO_PROCESSES) -m "not integration and not distributed"
+
+cover-integration: cover-nothing
+	@echo "== integration tests on Airflow $(NEWEST)"
+	$(BIN)/coverage run -m pytest tests -m integration
+
+.PHONY: cover-nothing
+cover-nothing: $(INSTALLED)
+	@$(BIN)/coverage erase
+
+HAS_PYTHON = $(UV) python find --no-project '$(PYTHON_$*)' >/dev/null 2>&1
+
+test-on-%: environment-%  ## Airflow-facing tests on an older Airflow, e.g. make test-on-3.1
 	@echo "== tests on Airflow $*"
-	@if $(UV) python find --no-project '$(PYTHON_$*)' >/dev/null 2>&1; then \
-	    $(MAKE) --no-print-directory $(call ENVIRONMENT_OF,$*)/ready && \
-	    $(call ENVIRONMENT_OF,$*)/bin/python -m pytest tests/airflow tests/integration \
-	        -m "not integration or every_airflow"; \
+	@if $(HAS_PYTHON); then \
+	    $(call ENVIRONMENT_OF,$*)/bin/python -m pytest tests/airflow $(IN_TWO_PROCESSES) && \
+	    $(call ENVIRONMENT_OF,$*)/bin/python -m pytest tests/integration -m every_airflow; \
 	elif [ -n "$$CI" ]; then \
 	    echo "no Python $(PYTHON_$*) on this machine, which Airflow $* needs"; exit 1; \
 	else \
