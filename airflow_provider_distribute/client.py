@@ -13,6 +13,7 @@ CPU once dozens of connections are open; the figures are in ``benchmarks/README.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -27,7 +28,6 @@ from httpx_aiohttp import AiohttpTransport
 
 from airflow_provider_distribute.exceptions import (
     ConnectionInvalid,
-    JobNotFound,
     NotAccepted,
     OutcomeUnknown,
     Unavailable,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.models import ChatRequest, Job, Settings
     from airflow_provider_distribute.services import Call, Service
 
-__all__ = ["MAX_ANSWER_BYTES", "AsyncClient", "Client"]
+__all__ = ["MAX_ANSWER_BYTES", "RESEND_WINDOW", "AsyncClient", "Client", "limit_of"]
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,15 @@ def never_connected(error: BaseException) -> bool:
 
 
 def _kind(error: BaseException) -> str:
-    """Name a failure without its text, which may quote a URL with credentials of a proxy."""
-    return (
-        f"{type(error).__name__} ({type(error.__cause__).__name__})"
-        if error.__cause__
-        else type(error).__name__
-    )
+    """Say what failed without the error's own text, which may quote a URL with credentials of a proxy."""
+    name = type(error).__name__
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+        if isinstance(error, OSError) and (
+            reason := getattr(error, "verify_message", None) or error.strerror
+        ):
+            return str(reason)
+    return name if name == type(error).__name__ else f"{name} ({type(error).__name__})"
 
 
 class _Wire:
@@ -114,7 +117,7 @@ class _Wire:
     def failed_submit(self, error: BaseException) -> NotAccepted | OutcomeUnknown:
         """Say what a transport's failure means for a submission."""
         if never_connected(error):
-            return self.service.unreached(_kind(error))
+            return self.service.unreached(f"{self.settings.base_url}: {_kind(error)}")
         return self.service.unanswered(f"did not answer: {_kind(error)}")
 
     def resend_in(self, error: NotAccepted, *, failures: int, now: float, deadline: float) -> float:
@@ -151,7 +154,7 @@ class Client(_Wire):
     ) -> None:
         service = SERVICES[settings.service]
         super().__init__(settings, service, limit or RateLimit(settings.requests_per_second))
-        transport = transport or httpx_transport(settings, httpx.create_ssl_context())
+        transport = transport or httpx_transport(settings, certificates())
         self._http = httpx.Client(transport=transport, **self.options(settings, service))
 
     def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
@@ -210,11 +213,13 @@ class Client(_Wire):
         :raises AccessDenied: 401, 402, 403.
         :raises RequestRefused: the service will not show it.
         """
+        return self.service.read_job(job_id, self._asked(job_id))
+
+    def _asked(self, job_id: str) -> httpx.Response:
         try:
-            answer = self._exchange(self.service.describe_look(job_id, self.settings))
+            return self._exchange(self.service.describe_look(job_id, self.settings))
         except _NO_ANSWER as error:
             raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
-        return self.service.read_job(job_id, answer)
 
     def look_in_turn(self, job_id: str) -> Job:
         """
@@ -239,10 +244,7 @@ class Client(_Wire):
 
         :raises ServiceError: anything but "no such job".
         """
-        try:
-            self.look(_NO_SUCH_JOB)
-        except JobNotFound:
-            return
+        self.service.read_probe(self._asked(_NO_SUCH_JOB))
 
     def _exchange(self, call: Call) -> httpx.Response:
         give_up = time.monotonic() + self.settings.connect_timeout + self.settings.timeout
@@ -288,14 +290,18 @@ class AsyncClient(_Wire):
     ) -> None:
         service = SERVICES[settings.service]
         super().__init__(settings, service, limit or RateLimit(settings.requests_per_second))
-        transport = transport or aiohttp_transport(settings, httpx.create_ssl_context())
+        transport = transport or aiohttp_transport(settings, certificates())
         self._http = httpx.AsyncClient(transport=transport, **self.options(settings, service))
 
     @classmethod
     async def open(cls, settings: Settings, *, limit: RateLimit | None = None) -> AsyncClient:
-        """Make a client without blocking the event loop."""
-        certificates = await asyncio.to_thread(httpx.create_ssl_context)
-        return cls(settings, limit=limit, transport=aiohttp_transport(settings, certificates))
+        """
+        Make a client without blocking the event loop.
+
+        :param limit: A rate limit shared with others; default the one of this process and connection.
+        """
+        transport = aiohttp_transport(settings, await asyncio.to_thread(certificates))
+        return cls(settings, limit=limit or limit_of(settings), transport=transport)
 
     async def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
         """
@@ -355,11 +361,13 @@ class AsyncClient(_Wire):
         :raises AccessDenied: 401, 402, 403.
         :raises RequestRefused: the service will not show it.
         """
+        return self.service.read_job(job_id, await self._asked(job_id))
+
+    async def _asked(self, job_id: str) -> httpx.Response:
         try:
-            answer = await self._exchange(self.service.describe_look(job_id, self.settings))
+            return await self._exchange(self.service.describe_look(job_id, self.settings))
         except _NO_ANSWER as error:
             raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
-        return self.service.read_job(job_id, answer)
 
     async def look_in_turn(self, job_id: str) -> Job:
         """
@@ -384,10 +392,7 @@ class AsyncClient(_Wire):
 
         :raises ServiceError: anything but "no such job".
         """
-        try:
-            await self.look(_NO_SUCH_JOB)
-        except JobNotFound:
-            return
+        self.service.read_probe(await self._asked(_NO_SUCH_JOB))
 
     async def _exchange(self, call: Call) -> httpx.Response:
         give_up = time.monotonic() + self.settings.connect_timeout + self.settings.timeout
@@ -426,6 +431,18 @@ def _whole(answer: httpx.Response, body: bytes) -> httpx.Response:
     return httpx.Response(answer.status_code, headers=headers, content=body, request=answer.request)
 
 
+@functools.cache
+def limit_of(settings: Settings) -> RateLimit:
+    """Return the rate limit that whatever one process sends through a connection keeps."""
+    return RateLimit(settings.requests_per_second)
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Return the certificates to trust; they are loaded once a process, for tens of milliseconds."""
+    return httpx.create_ssl_context()
+
+
 def proxy_for(settings: Settings) -> str | None:
     """
     Return the proxy that the environment (``HTTPS_PROXY``, ``NO_PROXY`` and the like) names for a connection.
@@ -446,17 +463,17 @@ def proxy_for(settings: Settings) -> str | None:
     return url
 
 
-def httpx_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx.BaseTransport:
+def httpx_transport(settings: Settings, trusted: ssl.SSLContext) -> httpx.BaseTransport:
     """Return httpx's own transport."""
     limits = httpx.Limits(
         max_connections=settings.max_connections,
         max_keepalive_connections=settings.max_connections,
         keepalive_expiry=_KEEPALIVE,
     )
-    return httpx.HTTPTransport(verify=certificates, limits=limits, proxy=proxy_for(settings))
+    return httpx.HTTPTransport(verify=trusted, limits=limits, proxy=proxy_for(settings))
 
 
-def aiohttp_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+def aiohttp_transport(settings: Settings, trusted: ssl.SSLContext) -> httpx.AsyncBaseTransport:
     """
     Return an httpx transport on aiohttp's connection pool.
 
@@ -467,8 +484,8 @@ def aiohttp_transport(settings: Settings, certificates: ssl.SSLContext) -> httpx
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=settings.max_connections, keepalive_timeout=_KEEPALIVE, ssl=certificates
+            limit=settings.max_connections, keepalive_timeout=_KEEPALIVE, ssl=trusted
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy)
 
-    return AiohttpTransport(verify=certificates, client=session)
+    return AiohttpTransport(verify=trusted, client=session)

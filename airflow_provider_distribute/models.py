@@ -168,7 +168,7 @@ class Settings(Value):
         try:
             return cls(conn_id=conn_id, **given)
         except ValidationError as error:
-            problems = [_FORM_NAMES.get(problem, problem) for problem in problems_in(error)]
+            problems = [_as_in_the_form(problem) for problem in problems_in(error)]
             known = ", ".join(sorted(cls.extras()))
             if any(problem.endswith("unknown field") for problem in problems):
                 problems.append(f"extra takes {known}")
@@ -188,7 +188,14 @@ _BASE_URL = re.compile(
     re.IGNORECASE,
 )
 
-_FORM_NAMES = {"api_key: Field required": "password: the API key is missing"}
+_FORM_NAMES = {"api_key": "password", "base_url": "host"}
+
+
+def _as_in_the_form(problem: str) -> str:
+    field, colon, what = problem.partition(":")
+    if problem == "api_key: Field required":
+        what = " the API key is missing"
+    return f"{_FORM_NAMES.get(field, field)}{colon}{what}"
 
 
 def _plain(value: object) -> str:

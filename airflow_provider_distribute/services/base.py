@@ -44,6 +44,8 @@ QUOTED_CHARACTERS = 500
 READ_CHARACTERS = 65536
 #: Ids are opaque, but they go into paths, XComs and trigger rows.
 LONGEST_JOB_ID = 512
+#: What is shorter is no secret, and turns up by chance.
+_SHORTEST_KEY = 8
 #: Levels of lists and objects in an answer. Whoever stores a result walks it recursively.
 DEEPEST = 100
 #: Numbers from here on are milliseconds, below are seconds: 1e11 s is the year 5138, 1e11 ms is 1973.
@@ -166,13 +168,12 @@ class Service(ABC):
         raise RequestRefused(f"{clipped(repr(job_id))} is no job id: nothing was asked", service=self.name)
 
     def _way_out(self, problems: Sequence[str]) -> list[str]:
-        if not any(problem.startswith(("params.", "messages.")) for problem in problems):
-            return []
-        documented = ", ".join(sorted(self.params.model_fields))
-        return [
-            f"{self.title} documents the params {documented}",
-            "allow_undocumented_params in the connection's extra sends anything all the same",
-        ]
+        ways = []
+        if any(problem.startswith("params.") for problem in problems):
+            ways.append(f"{self.title} documents the params {', '.join(sorted(self.params.model_fields))}")
+        if any(problem.startswith(("params.", "messages.")) for problem in problems):
+            ways.append("allow_undocumented_params in the connection's extra sends anything all the same")
+        return ways
 
     # What comes back -------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Service(ABC):
         """
         if answer.is_success:
             try:
-                job_id = parse_object(answer.content).get("id")
+                job_id = parse_object(without_key(answer)).get("id")
             except Unreadable as error:
                 raise self.unanswered(
                     f"answered {answer.status_code} with {error}", answer.status_code
@@ -207,12 +208,31 @@ class Service(ABC):
         """
         if answer.is_success:
             try:
-                return self.job_from(job_id, parse_object(answer.content))
+                return self.job_from(job_id, parse_object(without_key(answer)))
             except Unreadable as error:
                 raise self.unavailable(
                     f"answered {answer.status_code} with {error}", answer.status_code
                 ) from None
         raise self.look_error(job_id, answer)
+
+    def read_probe(self, answer: httpx.Response) -> None:
+        """
+        Read the answer to a look at a job that cannot exist.
+
+        :raises ServiceError: it is neither "no such job", in JSON, nor a job.
+        """
+        try:
+            self.read_job("", answer)
+        except JobNotFound:
+            try:
+                parse_object(answer.content)
+            except Unreadable as error:
+                raise RequestRefused(
+                    f"{answer.request.url} answered 404 with {error}. That is not {self.title}: correct the "
+                    "connection's host",
+                    service=self.name,
+                    status=answer.status_code,
+                ) from None
 
     @abstractmethod
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
@@ -251,15 +271,16 @@ class Service(ABC):
                 f"{said}. The request was not accepted and is not billed",
                 service=self.name,
                 status=status,
-                retry_after=retry_after,
+                retry_after=reset_of(answer) if retry_after is None else retry_after,
                 throttled=True,
             )
         if status == 408 or status >= 500:
             return self.unanswered(f"answered {status}{quoted(answer)}", status)
+        mend = "Change the request"
+        if status in _ELSEWHERE or status < 400:
+            mend += f", or correct the connection's host, which led to {answer.request.url}"
         return RequestRefused(
-            f"{said}. The request was refused and is not billed. Change the request",
-            service=self.name,
-            status=status,
+            f"{said}. The request was refused and is not billed. {mend}", service=self.name, status=status
         )
 
     def look_error(self, job_id: str, answer: httpx.Response) -> ServiceError:
@@ -275,7 +296,7 @@ class Service(ABC):
                 said,
                 service=self.name,
                 status=status,
-                retry_after=retry_after,
+                retry_after=reset_of(answer) if status == 429 and retry_after is None else retry_after,
                 throttled=status == 429 or retry_after is not None,
             )
         return RequestRefused(f"{said} to a look at job {job_id!r}", service=self.name, status=status)
@@ -310,6 +331,8 @@ class Service(ABC):
 _OWN_FIELDS = frozenset({"model", "messages", "metadata"})
 _NOT_ACCEPTED = frozenset({425, 429})
 _LOOK_AGAIN = frozenset({408, 425, 429})
+#: Usual answers of a server that is the wrong one, or of the right one to a wrong path.
+_ELSEWHERE = frozenset({404, 405})
 _DENIED = {
     401: "The API key is wrong or missing: correct the connection's password, then clear the task",
     402: "The balance is too low: top up the account, then clear the task",
@@ -339,7 +362,7 @@ def parse_object(content: bytes) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Unreadable(f"a JSON {type(value).__name__} instead of an object")
     if "\\u" in text or text.count("[") + text.count("{") > DEEPEST:
-        cleaned: Mapping[str, Any] = _storable(value, DEEPEST)
+        cleaned: Mapping[str, Any] = storable(value, DEEPEST)
         return cleaned
     return value
 
@@ -352,16 +375,22 @@ def _finite(digits: str) -> float | None:
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def _storable(value: Any, levels: int) -> Any:
+def storable(value: Any, levels: int) -> Any:
+    """
+    Return parsed JSON whose strings everything can store.
+
+    :param levels: Of lists and objects that may stand in it.
+    :raises Unreadable: it is nested deeper.
+    """
     if levels < 0:
         raise Unreadable(f"JSON nested more than {DEEPEST} levels deep")
     match value:
         case str():
             return _UNSTORABLE.sub("\ufffd", value)
         case dict():
-            return {_storable(key, levels): _storable(item, levels - 1) for key, item in value.items()}
+            return {storable(key, levels): storable(item, levels - 1) for key, item in value.items()}
         case list():
-            return [_storable(item, levels - 1) for item in value]
+            return [storable(item, levels - 1) for item in value]
     return value
 
 
@@ -449,9 +478,15 @@ def _content_of(content: object) -> str | None:
 def words_of(body: object) -> str | None:
     """Find the service's own words in an error body, wherever it put them."""
     fields = mapping_or_empty(body)
-    error = fields.get("error")
-    candidates = (mapping_or_empty(error).get("message"), error, fields.get("message"), fields.get("detail"))
-    return next((words for words in map(text_or_none, candidates) if words), None)
+    error, detail = fields.get("error"), fields.get("detail")
+    texts = (mapping_or_empty(error).get("message"), error, fields.get("message"), detail)
+    lists = (told for told in (error, detail, fields.get("errors")) if isinstance(told, dict | list) and told)
+    return next(filter(None, map(text_or_none, texts)), None) or next(map(compact, lists), None)
+
+
+def compact(value: object) -> str:
+    """Return parsed JSON as text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def clipped(words: str) -> str:
@@ -462,14 +497,19 @@ def clipped(words: str) -> str:
 
 def quoted(answer: httpx.Response) -> str:
     """Return ``: "the service's words"`` for a message, or nothing when it said nothing readable."""
+    content = without_key(answer)
     try:
-        words = words_of(parse_object(answer.content))
+        body = parse_object(content)
+        words = words_of(body) or (compact(body) if body else "")
     except Unreadable:
-        words = answer.content[:READ_CHARACTERS].decode("utf-8", "replace")
-    secret = answer.request.headers.get("authorization", "").rpartition(" ")[2]
-    if words and secret:
-        words = words.replace(secret, "***")
-    return f': "{clipped(words)}"' if words and words.strip() else ""
+        words = content[:READ_CHARACTERS].decode("utf-8", "replace")
+    return f': "{clipped(words)}"' if words.strip() else ""
+
+
+def without_key(answer: httpx.Response) -> bytes:
+    """Return an answer's body; where it repeats the key that was sent, there are stars."""
+    key = answer.request.headers.get("authorization", "").rpartition(" ")[2].encode()
+    return answer.content.replace(key, b"***") if len(key) >= _SHORTEST_KEY else answer.content
 
 
 def retry_after_of(answer: httpx.Response) -> float | None:
@@ -492,3 +532,36 @@ def _seconds_until(date: str, sent: str | None) -> float | None:
         return max(0.0, (until - since).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def reset_of(answer: httpx.Response) -> float | None:
+    """
+    Return the seconds until a used-up ``x-ratelimit-*`` limit is reset; ``None`` when no header says so.
+
+    Neither service documents them; these are OpenAI's and the usual gateways' spellings: ``1.5``, ``6m0s``,
+    ``20ms``, or an epoch second.
+    """
+    waits = [
+        wait
+        for limit in ("", "-requests", "-tokens")
+        if answer.headers.get(f"x-ratelimit-remaining{limit}", "0").strip() == "0"
+        and (wait := _duration(answer.headers.get(f"x-ratelimit-reset{limit}", ""))) is not None
+    ]
+    return max(waits, default=None)
+
+
+def _duration(text: str) -> float | None:
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        return max(0.0, float(text) - datetime.now(UTC).timestamp())
+    parts = _DURATION.fullmatch(text)
+    if parts is None or not text:
+        return None
+    return sum(float(part or 0) * seconds for part, seconds in zip(parts.groups(), _UNITS, strict=True))
+
+
+#: Hours, minutes, seconds and milliseconds; a bare number is seconds.
+_DURATION = re.compile(
+    r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{0,9})?)(?:s|\Z))?(?:(\d{1,6})ms)?", re.ASCII
+)
+_UNITS = (3600.0, 60.0, 1.0, 0.001)

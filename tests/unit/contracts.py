@@ -33,6 +33,13 @@ def sample(name: str) -> dict[str, Any]:
     return copy.deepcopy(SAMPLES[name])
 
 
+def answered(status: int, body: Any) -> httpx.Response:
+    """Return the answer to a request that carried the key."""
+    request = httpx.Request("POST", "https://host/path", headers={"Authorization": f"Bearer {KEY}"})
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.Response(status, content=content, request=request)
+
+
 @dataclass(frozen=True)
 class Contract:
     """One service as the documentation pages describe it, apart from the code that reads it."""
@@ -60,17 +67,17 @@ class Contract:
 
     def ticket(self, job_id: str) -> httpx.Response:
         """Return the answer to a submission."""
-        return httpx.Response(200, json={**sample(f"{self.name}.ticket"), "id": job_id})
+        return answered(200, {**sample(f"{self.name}.ticket"), "id": job_id})
 
     def look(self, state: str, /, **fields: Any) -> httpx.Response:
         """Return the answer to a look, for a state of ours or any word of theirs."""
         body = sample(f"{self.name}.{state}") if state in self.words else sample(f"{self.name}.pending")
         word = self.words.get(state, state)
-        return httpx.Response(200, json={**body, self.word_field: word, **fields})
+        return answered(200, {**body, self.word_field: word, **fields})
 
     def not_found(self) -> httpx.Response:
         """Return the answer to a look at a job that is not there."""
-        return httpx.Response(404, json=sample(f"{self.name}.not-found"))
+        return answered(404, sample(f"{self.name}.not-found"))
 
     def asked_for(self, request: httpx.Request) -> str:
         """Return the job id that a look asks for."""

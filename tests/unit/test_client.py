@@ -9,6 +9,7 @@ import gzip
 import json
 import logging
 import socket
+import ssl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -248,11 +249,28 @@ class TestLooks:
         caller, _ = drive(contract.look("pending"))
         caller.probe()
 
+    @pytest.mark.parametrize("page", [b"<h1>404 Not Found</h1>", b"", b"[]"])
+    def test_a_probe_of_another_server(self, drive: Drive, page: bytes) -> None:
+        """Any server answers 404 to a path it does not know; the service says so in JSON."""
+        caller, _ = drive(httpx.Response(404, content=page))
+        with pytest.raises(RequestRefused, match="correct the connection's host"):
+            caller.probe()
+
     def test_a_probe_with_a_wrong_key(self, drive: Drive) -> None:
         """Anything but "no such job" is the probe's finding."""
         caller, _ = drive(refusal(401))
         with pytest.raises(AccessDenied):
             caller.probe()
+
+
+def test_a_certificate_that_is_not_trusted_is_said_to_be_that(drive: Drive) -> None:
+    """The usual reason behind a proxy that opens TLS; no word of it is the vendor's fault."""
+    failure, cause = httpx.ConnectError("cannot"), ssl.SSLCertVerificationError(1, "failed")
+    cause.verify_message = "self-signed certificate in certificate chain"
+    failure.__cause__ = cause
+    caller, _ = drive(failure)
+    with pytest.raises(NotAccepted, match="self-signed certificate in certificate chain"):
+        caller.submit(REQUEST, deadline=0)
 
 
 class TestSubmissions:
@@ -609,6 +627,12 @@ class TestRealServer:
             caller.client._backoff = Opens(server)
             assert caller.submit(REQUEST) == "job-1"
             assert len(server.seen) == 1
+
+    def test_an_unreachable_host_is_named_with_the_reason(self, drive_real: DriveReal) -> None:
+        """Who is on call sees where it was to go and what the system said."""
+        caller = drive_real("http://127.0.0.1:9")
+        with pytest.raises(NotAccepted, match="reached: http://127.0.0.1:9: Connect.* (refused|failed)"):
+            caller.submit(REQUEST, deadline=0)
 
     def test_a_full_backlog_is_sent_again(self, drive_real: DriveReal) -> None:
         """A connect timeout is surely not accepted."""

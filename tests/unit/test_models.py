@@ -126,7 +126,7 @@ class TestSettings:
     )
     def test_a_base_url_is_scheme_host_port_and_path(self, contract: Contract, url: str) -> None:
         """What HTTP libraries choke on, or would send a password by, is the connection's fault."""
-        with pytest.raises(ConnectionInvalid, match="base_url") as caught:
+        with pytest.raises(ConnectionInvalid, match="host: ") as caught:
             contract.settings(base_url=url)
         assert "word" not in str(caught.value)
 

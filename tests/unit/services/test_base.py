@@ -34,6 +34,7 @@ from airflow_provider_distribute.services.base import (
     completion_fields,
     instant,
     parse_object,
+    reset_of,
     retry_after_of,
     same_word,
     usable_job_id,
@@ -295,17 +296,19 @@ class TestQuoting:
             ("<h1>Bad gateway</h1>", "<h1>Bad gateway</h1>"),
             ("[1, 2]", "[1, 2]"),
             ("two\n  lines\t here", "two lines here"),
+            ('{"detail": [{"loc": ["n"], "msg": "m5"}]}', '[{"loc":["n"],"msg":"m5"}]'),
+            ('{"errors": ["m6"]}', '["m6"]'),
+            ('{"error": {"code": "m7"}}', '{"code":"m7"}'),
+            ('{"reason": "m8"}', '{"reason":"m8"}'),
         ],
     )
     def test_the_services_words_are_found(self, service: Service, content: str, words: str) -> None:
         """Wherever they stand in an error body, they are quoted on one line."""
         assert f'answered 400: "{words}". ' in str(service.submit_error(answer(400, content)))
 
-    @pytest.mark.parametrize(
-        "content", ["", "   ", "{}", '{"error": {}}', '{"message": null}', '{"message": 5}']
-    )
+    @pytest.mark.parametrize("content", ["", "   ", "{}"])
     def test_no_words_are_no_quotation(self, service: Service, content: str) -> None:
-        """Nothing readable: the status stands alone."""
+        """Nothing there: the status stands alone."""
         assert "answered 400. " in str(service.submit_error(answer(400, content)))
 
     @pytest.mark.parametrize("form", ["{}", '{{"message": "{}"}}'])
@@ -343,6 +346,72 @@ class TestQuoting:
         """An answer to a request without the header is quoted as it is."""
         bare = httpx.Response(400, content=b"plain words", request=httpx.Request("GET", "https://host/"))
         assert '"plain words"' in str(service.submit_error(bare))
+
+    @pytest.mark.parametrize("status", [301, 308, 404, 405])
+    def test_what_a_wrong_host_answers_is_said_to_be_that(self, service: Service, status: int) -> None:
+        """A host given with the path twice is the usual slip: the error shows what was asked."""
+        told = str(service.submit_error(answer(status)))
+        assert "Change the request, or correct the connection's host, which led to https://host/path" in told
+
+    def test_a_key_in_a_jobs_own_words_is_blotted_out(self, service: Service) -> None:
+        """A job's reason goes into errors, logs and results."""
+        words = {"status": "ERROR", "state": "Failed", "message": f"{KEY} expired", "stateMessage": KEY}
+        job = service.read_job("j", answer(200, json=words))
+        assert KEY not in job.reason
+        assert "***" in job.reason
+
+    def test_a_short_key_is_no_secret(self, service: Service) -> None:
+        """What an emulator's key may be would turn up in answers by chance."""
+        request = httpx.Request("GET", "https://host/", headers={"Authorization": "Bearer test"})
+        told = service.submit_error(httpx.Response(400, content=b"the test failed", request=request))
+        assert '"the test failed"' in str(told)
+
+
+class TestRateLimitHeaders:
+    """What a gateway says of its limits when it gives no ``Retry-After``."""
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({"reset": "7"}, 7.0),
+            ({"reset": "1.5"}, 1.5),
+            ({"reset-requests": "6m0s"}, 360.0),
+            ({"reset-requests": "1h2m3.5s"}, 3723.5),
+            ({"reset-tokens": "20ms"}, 0.02),
+            ({"reset-requests": "9s", "remaining-requests": "0", "reset-tokens": "60s"}, 60.0),
+            ({"reset-requests": "9s", "remaining-tokens": "5", "reset-tokens": "60s"}, 9.0),
+            ({"reset": "1000000000"}, 0.0),
+            ({"reset": ""}, None),
+            ({"reset": "soon"}, None),
+            ({"reset": "-7"}, None),
+            ({"reset": "7", "remaining": "3"}, None),
+            ({}, None),
+        ],
+    )
+    def test_the_reset_of_a_used_up_limit_is_waited_for(
+        self, service: Service, headers: dict[str, str], seconds: float | None
+    ) -> None:
+        """Alike on a submission and on a look."""
+        refused = answer(429, headers={f"X-RateLimit-{name}": value for name, value in headers.items()})
+        assert service.submit_error(refused).retry_after == pytest.approx(seconds)
+        assert service.look_error("j", refused).retry_after == pytest.approx(seconds)
+
+    def test_retry_after_counts_more(self, service: Service) -> None:
+        """It is meant for this very request."""
+        refused = answer(429, headers={"Retry-After": "3", "X-RateLimit-Reset": "90"})
+        assert service.submit_error(refused).retry_after == 3.0
+
+    def test_a_limit_does_not_make_a_503_a_refusal(self, service: Service) -> None:
+        """Only ``Retry-After`` says that the request was not taken."""
+        assert isinstance(
+            service.submit_error(answer(503, headers={"X-RateLimit-Reset": "9"})), OutcomeUnknown
+        )
+
+    @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+    def test_never_raises(self, header: str) -> None:
+        """No header makes the reader raise, or wait for ever."""
+        seconds = reset_of(answer(429, headers={"X-RateLimit-Reset": header}))
+        assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
 
 
 class TestRetryAfter:

@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import httpx
 import pytest
 
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import ChatRequest, JobState
 from airflow_provider_distribute.services.base import Call
-from tests.unit.contracts import DISTRIBUTE, KEY, sample
+from tests.unit.contracts import DISTRIBUTE, KEY, answered, sample
 
 SERVICE = DISTRIBUTE.service
 ID = "0b7e2a52-7c1d-4f7e-9a0d-3c9b6f1f2a11"
@@ -26,8 +24,7 @@ def submitted(item: object = "x", **fields: Any) -> dict[str, Any]:
 
 
 def read(name: str, **fields: Any) -> Any:
-    body = json.dumps({**sample(f"distribute.{name}"), **fields})
-    return SERVICE.read_job(ID, httpx.Response(200, content=body))
+    return SERVICE.read_job(ID, answered(200, {**sample(f"distribute.{name}"), **fields}))
 
 
 def test_the_key_is_sent_raw() -> None:

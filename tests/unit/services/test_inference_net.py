@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -17,7 +16,7 @@ from yarl import URL
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import ChatRequest, JobState
 from airflow_provider_distribute.services.base import Call, usable_job_id
-from tests.unit.contracts import INFERENCE_NET, KEY, sample
+from tests.unit.contracts import INFERENCE_NET, KEY, answered, sample
 
 SERVICE = INFERENCE_NET.service
 ID = "N2mZQjrvh-k_m8nMMN7Jn"
@@ -31,8 +30,7 @@ def submitted(item: object = "x", **fields: Any) -> dict[str, Any]:
 
 
 def read(name: str, **fields: Any) -> Any:
-    body = json.dumps({**sample(f"inference_net.{name}"), **fields})
-    return SERVICE.read_job(ID, httpx.Response(200, content=body))
+    return SERVICE.read_job(ID, answered(200, {**sample(f"inference_net.{name}"), **fields}))
 
 
 def test_the_key_is_a_bearer_token() -> None:
@@ -167,7 +165,7 @@ def test_a_success_without_a_response(response: object) -> None:
 
 def test_a_success_with_nothing_else() -> None:
     """The state alone is enough."""
-    job = SERVICE.read_job(ID, httpx.Response(200, json={"state": "Success"}))
+    job = SERVICE.read_job(ID, answered(200, {"state": "Success"}))
     assert job.succeeded
     assert job.model is None
 
