@@ -18,8 +18,8 @@ from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInval
 from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.metrics import metered_pool
 from airflow_provider_distribute.triggers.settling import until_settled
-from airflow_provider_distribute.waiting.pool import shared_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,9 +141,8 @@ class AsyncChatBulkTrigger(BaseTrigger):
         await asyncio.to_thread(collection.read)
         self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
         try:
-            await collection.run(
-                shared_pool(settings), deadline=order.deadline, poke_interval=order.poke_interval
-            )
+            async with metered_pool(settings) as pool:
+                await collection.run(pool, deadline=order.deadline, poke_interval=order.poke_interval)
         except asyncio.CancelledError:
             self.log.warning(
                 "Waiting stopped here with %d jobs pending; %r lists them. They cannot be cancelled: they go "

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid
 from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.metrics import metered_pool
 from airflow_provider_distribute.triggers.settling import until_settled
-from airflow_provider_distribute.waiting.pool import shared_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -147,13 +147,14 @@ class AsyncChatTrigger(BaseTrigger):
         settings = await async_settings(order.conn_id)
         self.log.info("Waiting for %d jobs on connection %r.", len(pending), order.conn_id)
         try:
-            waited = await shared_pool(settings).wait(
-                order.job_ids,
-                deadline=order.deadline,
-                poke_interval=order.poke_interval,
-                on_end=lambda job: pending.pop(job.job_id),
-                logger=self.log,
-            )
+            async with metered_pool(settings) as pool:
+                waited = await pool.wait(
+                    order.job_ids,
+                    deadline=order.deadline,
+                    poke_interval=order.poke_interval,
+                    on_end=lambda job: pending.pop(job.job_id),
+                    logger=self.log,
+                )
         except asyncio.CancelledError:
             self.log.warning(
                 "Waiting stopped here with %d jobs pending: %s. They cannot be cancelled: they go on at the "

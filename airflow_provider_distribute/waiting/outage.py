@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: So many different jobs in a row without an answer, and the service itself is taken to be down.
 _DOWN_FROM = 3
+#: Seconds without a storm of refusals, and the next one is news again.
+_CALM = 3600.0
 
 
 class Outage:
@@ -73,3 +75,21 @@ class Outage:
         self.failures = 0
         self.quiet_until = -math.inf
         return ended
+
+
+class Storms:
+    """Counts the storms in which a service asks for fewer requests; a limit that is met for days has many."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+        self.count = 0
+
+    def began(self, now: float) -> bool:
+        """
+        Report a storm.
+
+        :returns: Whether it is worth a line in the log: the 1st, 2nd, 4th, 8th … without a calm hour are.
+        """
+        self.count = self.count + 1 if now - self._last < _CALM else 1
+        self._last = now
+        return rising(self.count)

@@ -32,7 +32,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.pacing import Backoff, rising
 from airflow_provider_distribute.services import SERVICES
-from airflow_provider_distribute.waiting.outage import Outage
+from airflow_provider_distribute.waiting.outage import Outage, Storms
 from airflow_provider_distribute.waiting.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         def warning(self, msg: str, /, *args: object) -> None: ...
 
 
-__all__ = ["Pool", "Waited", "shared_pool"]
+__all__ = ["Looks", "Pool", "Waited", "shared_pool"]
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,12 @@ LINGER = 30.0
 PROGRESS_EVERY = 600.0
 #: Looks started before others on the event loop have their turn: each takes it for about half a millisecond.
 AT_ONCE = 8
+#: Jobs that join or leave before others have theirs; each of a large pool's takes some 40 microseconds.
+SLICE = 50
 #: The word for a job that no look has been answered for.
 NOT_SEEN = "not seen yet"
+#: The word for a job that the service does not know, or not yet.
+NOT_FOUND = "not found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,26 @@ class Waited:
     pending: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class Looks:
+    """
+    What a pool has sent.
+
+    :param sent: Looks.
+    :param throttled: How many of them the service answered by asking for fewer.
+    """
+
+    sent: int = 0
+    throttled: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    pending: dict[str, None]
-    on_end: Callable[[Job], None] | None
+    """``pending`` holds the last status word of each job; ``unseen`` counts those without one."""
+
+    pending: dict[str, str]
+    on_end: Callable[[Job], bool | None] | None
+    unseen: int
     stirred: asyncio.Event = field(default_factory=asyncio.Event)
     succeeded: int = 0
     failed: list[str] = field(default_factory=list)
@@ -92,7 +112,14 @@ class _Waiter:
     news: list[str] = field(default_factory=list)
     error: BaseException | None = None
 
-    def ended(self, job: Job) -> None:
+    def took(self, job: Job) -> bool:
+        """Hand a job over that has ended; return whether it need not be looked at again."""
+        try:
+            if self.on_end and self.on_end(job) is False:
+                return False
+        except Exception as error:
+            self.broken(error)
+        self.saw(job.job_id, job.status)
         del self.pending[job.job_id]
         if job.succeeded:
             self.succeeded += 1
@@ -100,13 +127,16 @@ class _Waiter:
             self.failed.append(job.job_id)
             if job.lost:
                 self.lost.append(job.job_id)
-        try:
-            if self.on_end:
-                self.on_end(job)
-        except Exception as error:
-            self.broken(error)
         if not self.pending:
             self.stirred.set()
+        return True
+
+    def saw(self, job_id: str, word: str) -> None:
+        if self.pending[job_id] is NOT_SEEN:
+            self.unseen -= 1
+            if not self.unseen:
+                self.stirred.set()
+        self.pending[job_id] = word
 
     def tell(self, line: str) -> None:
         self.news.append(line)
@@ -140,9 +170,11 @@ class Pool:
         self._schedule = Schedule(rng=self._rng)
         self._backoff = BACKOFF
         self._outage = Outage(self._backoff, self._rng)
+        self._storms = Storms()
+        self._looks = Looks()
         self._everybody: set[_Waiter] = set()
-        self._waiters: dict[str, list[_Waiter]] = {}
-        self._words: dict[str, str] = {}
+        self._waiters: dict[str, tuple[_Waiter, ...]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._unfound_since: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._looking: set[asyncio.Task[None]] = set()
@@ -156,56 +188,81 @@ class Pool:
         deadline: float,
         poke_interval: float,
         look_now: bool = False,
-        on_end: Callable[[Job], None] | None = None,
+        once: bool = False,
+        on_end: Callable[[Job], bool | None] | None = None,
         logger: Logger = log,
+        progress_every: float = PROGRESS_EVERY,
     ) -> Waited:
         """
         Wait until every job has ended, or until the deadline.
+
+        A job takes about half a KiB of memory; a hundred thousand at once block nobody.
 
         :param job_ids: The jobs, oldest first as far as known. The same job may be waited for by several.
         :param deadline: Epoch seconds.
         :param poke_interval: Seconds of the fixed schedule that this wait is at least as quick as.
         :param look_now: Look at every job at once: they are believed to have ended.
-        :param on_end: Called on the event loop with every job as it is seen ended. It must not block.
+        :param once: Look at every job at once, and return when each look was answered, whatever it said.
+        :param on_end: Called on the event loop with every job as it is seen ended. It must not block. When it
+            returns ``False``, for want of room, the job stays pending and is looked at again.
         :param logger: Told about trouble with the service and about progress.
+        :param progress_every: Seconds between two lines about progress; infinite: none.
         :returns: How it ended. Jobs pending at the deadline are no error here.
         :raises AccessDenied: the service rejects the connection's key.
         """
-        waiter = _Waiter(dict.fromkeys(job_ids), on_end)
-        total = len(waiter.pending)
-        self._join(waiter, poke_interval, look_now=look_now)
+        pending = dict.fromkeys(job_ids, NOT_SEEN)
+        waiter = _Waiter(pending, on_end, unseen=len(pending))
+        total = len(pending)
         try:
-            while waiter.pending and waiter.error is None and (left := deadline - time.time()) > 0:
+            await self._join(waiter, poke_interval, look_now=look_now or once)
+            while (waiter.unseen if once else pending) and waiter.error is None:
+                if (left := deadline - time.time()) <= 0:
+                    break
                 # Not wait_for(): on Python 3.11 it keeps a second task for each waiter.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, PROGRESS_EVERY)):
+                    async with asyncio.timeout(min(left, progress_every)):
                         await waiter.stirred.wait()
-                if not waiter.stirred.is_set():
-                    logger.info("%d of %d jobs have ended.", total - len(waiter.pending), total)
+                if not waiter.stirred.is_set() and left > progress_every:
+                    logger.info("%d of %d jobs have ended.", total - len(pending), total)
                 waiter.stirred.clear()
                 for line in waiter.news:
                     logger.warning("%s", line)
                 waiter.news.clear()
         finally:
-            pending = {job_id: self._words.get(job_id, NOT_SEEN) for job_id in waiter.pending}
             self._leave(waiter)
         if waiter.error is not None:
             raise waiter.error
         return Waited(waiter.succeeded, tuple(waiter.failed), tuple(waiter.lost), pending)
+
+    def take_looks(self) -> Looks:
+        """Return what was sent since this was asked last."""
+        looks, self._looks = self._looks, Looks()
+        return looks
 
     def hint(self, job_id: str) -> None:
         """Look at a job soon: somebody says that it has ended."""
         self._schedule.hint(job_id, now=time.monotonic())
         self._stirred.set()
 
-    def _join(self, waiter: _Waiter, poke_interval: float, *, look_now: bool) -> None:
-        now = time.monotonic()
+    async def _join(self, waiter: _Waiter, poke_interval: float, *, look_now: bool) -> None:
         self._everybody.add(waiter)
-        for job_id in waiter.pending:
-            self._waiters.setdefault(job_id, []).append(waiter)
-            self._schedule.add(job_id, now=now, poke_interval=poke_interval)
-            if look_now:
-                self._schedule.hint(job_id, now=now)
+        alone = (waiter,)
+        job_ids = tuple(waiter.pending)
+        for start in range(0, len(job_ids), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            now = time.monotonic()
+            for job_id in job_ids[start : start + SLICE]:
+                others = self._waiters.get(job_id)
+                self._waiters[job_id] = (*others, waiter) if others else alone
+                self._schedule.add(job_id, now=now, poke_interval=poke_interval)
+                if look_now:
+                    self._schedule.hint(job_id, now=now)
+            self._wake()
+            if waiter.error is not None:
+                return
+
+    def _wake(self) -> None:
         self._stirred.set()
         if self._runner is None or self._runner.done():
             # An empty context: what the pool logs is not the first waiter's business alone.
@@ -213,17 +270,27 @@ class Pool:
 
     def _leave(self, waiter: _Waiter) -> None:
         self._everybody.discard(waiter)
-        for job_id in waiter.pending:
-            others = self._waiters[job_id]
-            others.remove(waiter)
-            if not others:
-                self._forget(job_id)
         self._stirred.set()
+        if waiter.pending:
+            # Not awaited: whoever leaves because he was cancelled has no time.
+            leaving = asyncio.get_running_loop().create_task(self._let_go(waiter))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _let_go(self, waiter: _Waiter) -> None:
+        # The newest first: they are at the end of the schedule's line, which is the quick end.
+        for number, job_id in enumerate(reversed(waiter.pending), 1):
+            others = tuple(other for other in self._waiters.get(job_id, ()) if other is not waiter)
+            if others:
+                self._waiters[job_id] = others
+            else:
+                self._forget(job_id)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
 
     def _forget(self, job_id: str) -> None:
         self._schedule.discard(job_id)
         self._waiters.pop(job_id, None)
-        self._words.pop(job_id, None)
         self._unfound_since.pop(job_id, None)
         self._failures.pop(job_id, None)
 
@@ -279,6 +346,7 @@ class Pool:
                 return wait
             started += 1
             for job_id in self._schedule.due(now, 1):
+                self._looks.sent += 1
                 look = asyncio.get_running_loop().create_task(self._look(client, job_id))
                 self._looking.add(look)
                 look.add_done_callback(self._looked)
@@ -308,17 +376,16 @@ class Pool:
         else:
             self._unfound_since.pop(job_id, None)
         self._answered(client, job_id)
-        ended = job is not None and job.done
-        self._schedule.saw(job_id, done=ended, now=time.monotonic())
-        waiters = self._waiters.get(job_id)
-        if waiters is None:
+        waiters = tuple(waiter for waiter in self._waiters.get(job_id, ()) if waiter in self._everybody)
+        if job is not None and job.done:
+            waiters = self._waiters[job_id] = tuple(waiter for waiter in waiters if not waiter.took(job))
+        self._schedule.saw(job_id, done=not waiters, now=time.monotonic())
+        if not waiters:
+            self._forget(job_id)
             return
-        if job is None or not ended:
-            self._words[job_id] = sys.intern("not found" if job is None else job.status)
-            return
-        self._forget(job_id)
+        word = sys.intern(NOT_FOUND if job is None else job.status)
         for waiter in waiters:
-            waiter.ended(job)
+            waiter.saw(job_id, word)
 
     def _not_found(self, job_id: str) -> Job | None:
         if job_id not in self._waiters:
@@ -339,9 +406,11 @@ class Pool:
     def _unanswered(self, client: AsyncClient, job_id: str, error: ServiceError) -> None:
         now = time.monotonic()
         if error.throttled:
-            if client.limit.throttled(now, error.retry_after):
+            self._looks.throttled += 1
+            if client.limit.throttled(now, error.retry_after) and self._storms.began(now):
                 self._tell(
-                    f"{error}. Everybody who waits on this connection slows down; nothing is lost.",
+                    f"{error}. Everybody who waits on this connection slows down; nothing is lost "
+                    f"({self._storms.count} times so far).",
                     self._everybody,
                 )
             self._schedule.failed(job_id, now=now, retry_in=0.0)
@@ -363,8 +432,7 @@ class Pool:
             waiter.tell(line)
 
     def _break(self, error: BaseException) -> None:
-        for job_id in self._waiters:
-            self._schedule.discard(job_id)
+        self._schedule = Schedule(rng=self._rng)
         for waiter in self._everybody:
             if waiter.pending:
                 waiter.broken(error)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,28 @@ def log(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) ->
     return Log(caplog, capsys)
 
 
+class Metrics:
+    """Stands in for Airflow's ``Stats`` and adds up."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.tags: list[dict[str, str]] = []
+
+    def incr(self, stat: str, count: int = 1, *, tags: dict[str, str]) -> None:
+        """Count, and remember which tags there were."""
+        self.counts[stat] += count
+        if tags not in self.tags:
+            self.tags.append(tags)
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
+    """What Airflow's metrics were told by triggers."""
+    metrics = Metrics()
+    monkeypatch.setattr("airflow_provider_distribute.triggers.metrics.Stats", metrics)
+    return metrics
+
+
 @pytest.fixture
 def wire(
     request: pytest.FixtureRequest, clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
@@ -71,6 +94,7 @@ def wire(
     wire = Wire(clock, **getattr(request, "param", {}))
     monkeypatch.setattr(client_module, "httpx_transport", wire.transport)
     monkeypatch.setattr(client_module, "aiohttp_transport", wire.transport)
+    client_module.limit_of.cache_clear()
     yield wire
     assert KEY not in log.text
 

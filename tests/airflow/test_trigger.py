@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.airflow.clock import Clock
-    from tests.airflow.conftest import Log
+    from tests.airflow.conftest import Log, Metrics
     from tests.airflow.supervisor import Life
     from tests.airflow.wire import Wire
 
@@ -227,6 +227,45 @@ def test_cancelled_trigger_lists_what_goes_on(service: str, wire: Wire, job_ids:
 
     wire.clock.run(main())
     assert f"2 jobs pending: {', '.join(job_ids[1:])}. They cannot be cancelled" in log.text
+
+
+class TestMetrics:
+    """What Airflow's metrics are told of looks."""
+
+    def test_every_look_is_counted_once(
+        self, service: str, wire: Wire, job_ids: list[str], metrics: Metrics
+    ) -> None:
+        """However many triggers share the pool; the service is the only tag."""
+
+        async def main() -> None:
+            await asyncio.gather(*(first_event(trigger_for(service, wire, job_ids[n:])) for n in range(3)))
+
+        before = len(wire.looks)
+        wire.fault("429", operation="look", count=2)
+        wire.clock.run(main())
+        assert metrics.counts == {
+            "distribute.pool.looked": len(wire.looks) - before,
+            "distribute.pool.throttled": 2,
+        }
+        assert metrics.tags == [{"service": service}]
+
+    def test_they_are_told_while_somebody_waits(
+        self, service: str, wire: Wire, job_ids: list[str], metrics: Metrics
+    ) -> None:
+        """Nobody learns of a storm of refusals only when it is over; and the last looks count as well."""
+
+        async def main() -> None:
+            waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, job_ids)))
+            await asyncio.sleep(300)
+            told = metrics.counts["distribute.pool.looked"]
+            assert told >= 0.8 * (len(wire.looks) - before)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert metrics.counts["distribute.pool.looked"] == len(wire.looks) - before
+
+        before = len(wire.looks)
+        wire.clock.run(main())
 
 
 def test_nothing_secret_crosses(service: str, wire: Wire, job_ids: list[str], log: Log) -> None:

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from airflow_provider_distribute.pacing import Backoff
-from airflow_provider_distribute.waiting.outage import Outage
+from airflow_provider_distribute.waiting.outage import Outage, Storms
 
 
 @pytest.fixture
@@ -96,3 +96,16 @@ def test_an_end_is_told_only_of_an_outage(outage: Outage, failures: int) -> None
         outage.failed(0.0)
     assert outage.answered() == 0
     assert outage.failures == 0
+
+
+def test_storms_are_told_at_rising_numbers() -> None:
+    """The 1st, 2nd, 4th, 8th … of those that follow one another is worth a line."""
+    storms = Storms()
+    assert [n for n in range(1, 20) if storms.began(600.0 * n)] == [1, 2, 4, 8, 16]
+
+
+def test_after_a_calm_hour_a_storm_is_news_again() -> None:
+    """The count starts anew."""
+    storms = Storms()
+    assert [storms.began(at) for at in (0.0, 1.0, 2.0, 3602.0)] == [True, True, False, True]
+    assert storms.count == 1

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,7 +16,16 @@ import pytest
 
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import AccessDenied
-from airflow_provider_distribute.waiting.pool import LINGER, NOT_SEEN, Pool, Waited, shared_pool
+from airflow_provider_distribute.waiting.pool import (
+    LINGER,
+    NOT_SEEN,
+    PROGRESS_EVERY,
+    SLICE,
+    Looks,
+    Pool,
+    Waited,
+    shared_pool,
+)
 from tests.unit.contracts import DISTRIBUTE, INFERENCE_NET
 from tests.unit.server import Server, answers
 
@@ -209,6 +219,63 @@ class TestOutcomes:
         scene.play(act())
         assert scene.looks == []
 
+    def test_one_look_at_each(self, scene: Scene) -> None:
+        """Whoever wants to know how things stand does not wait for what goes on, only for an answer."""
+
+        async def act() -> None:
+            trouble = {"b": httpx.Response(500), "c": scene.contract.not_found()}
+            scene.instead = lambda job_id: trouble.get(job_id) if scene.now < 5 else None
+            scene.ends = {"a": (0.0, "succeeded")}
+            waited = await scene.wait("a", "b", "c", once=True)
+            word = scene.contract.words["pending"]
+            assert waited == Waited(1, (), (), {"b": word, "c": "not found"})
+            assert 5.0 < scene.now < 15.0
+
+        scene.play(act())
+        assert len(scene.looks_at("a")) == 1
+
+    def test_one_look_at_each_has_a_deadline(self, scene: Scene) -> None:
+        """A service that does not answer is not waited for any longer."""
+
+        async def act() -> None:
+            scene.instead = lambda job_id: httpx.Response(500)
+            waited = await scene.wait("a", "b", once=True, hours=0.1)
+            assert waited.pending == {"a": NOT_SEEN, "b": NOT_SEEN}
+            assert scene.now == pytest.approx(0.1 * HOUR)
+
+        scene.play(act())
+
+    def test_a_job_that_was_not_taken_stays_pending(self, scene: Scene) -> None:
+        """For want of room: it is looked at again, in its turn, until there is room for it."""
+        taken: list[float] = []
+
+        def on_end(job: Job) -> bool:
+            if room := scene.now > 300:
+                taken.append(scene.now)
+            return room
+
+        async def act() -> None:
+            scene.ends = {"a": (100.0, "succeeded"), "b": (100.0, "failed")}
+            full, other = await asyncio.gather(scene.wait("a", "b", on_end=on_end), scene.wait("b"))
+            assert full == Waited(1, ("b",), (), {})
+            assert other == Waited(0, ("b",), (), {})
+            await asyncio.sleep(LINGER + 1)
+            assert scene.is_tidy()
+
+        scene.play(act())
+        assert len(taken) == 2
+        assert all(300 < at < 345 for at in taken)
+
+    def test_a_job_that_was_not_taken_at_the_deadline(self, scene: Scene) -> None:
+        """It counts as pending, with the word it has."""
+
+        async def act() -> None:
+            scene.ends = {"a": (0.0, "succeeded")}
+            waited = await scene.wait("a", hours=0.1, on_end=lambda job: False)
+            assert waited == Waited(0, (), (), {"a": scene.contract.words["succeeded"]})
+
+        scene.play(act())
+
     def test_a_job_that_is_not_shown_has_failed(self, scene: Scene) -> None:
         """One refused look ends one job; the others go on."""
 
@@ -225,7 +292,8 @@ class TestOutcomes:
 
         async def act() -> None:
             scene.ends = {"b": (100.0, "succeeded")}
-            assert await scene.wait("..", "b", "\ud800") == Waited(1, ("..", "\ud800"), (), {})
+            waited = await scene.wait("..", "b", "\ud800")
+            assert (waited.succeeded, set(waited.failed), waited.pending) == (1, {"..", "\ud800"}, {})
 
         scene.play(act())
         assert {job_id for _, job_id in scene.looks} == {"b"}
@@ -346,6 +414,100 @@ class TestSharing:
             scene.ends = {"a": (2000.0, "succeeded")}
             await asyncio.gather(scene.wait("a", poke_interval=600.0), scene.wait("a", poke_interval=10.0))
             assert scene.now < 2015
+
+        scene.play(act())
+
+
+class TestSize:
+    """Very many jobs of one waiter."""
+
+    COUNT = 20 * SLICE + 7
+
+    def test_others_have_their_turn_while_they_join_and_leave(self, scene: Scene) -> None:
+        """They come, and go, a slice at a time."""
+        watched = [0]
+
+        async def turns(until: int) -> None:
+            while watched[-1] != until:
+                await asyncio.sleep(0)
+                watched.append(len(scene.pool._schedule))
+
+        async def act() -> None:
+            waiting = asyncio.create_task(scene.wait(*ids(self.COUNT)))
+            await turns(until=self.COUNT)
+            waiting.cancel()
+            await turns(until=0)
+            assert waiting.cancelled()
+            await asyncio.sleep(LINGER + 1)
+            assert scene.is_tidy()
+
+        scene.play(act())
+        assert max(abs(later - earlier) for earlier, later in itertools.pairwise(watched)) == SLICE
+
+    def test_whoever_leaves_while_he_joins_leaves_nothing(self, scene: Scene) -> None:
+        """Of what he had not brought in yet, another's stays."""
+
+        async def act() -> None:
+            last = ids(self.COUNT)[-1]
+            scene.ends = {last: (500.0, "succeeded")}
+            staying = asyncio.create_task(scene.wait(last))
+            await asyncio.sleep(0)
+            leaver = asyncio.create_task(scene.wait(*ids(self.COUNT)))
+            await asyncio.sleep(0)
+            leaver.cancel()
+            assert (await staying).succeeded == 1
+            await asyncio.sleep(LINGER + 1)
+            assert scene.is_tidy()
+
+        scene.play(act())
+
+    def test_a_look_that_comes_back_while_its_waiter_leaves(self, scene: Scene) -> None:
+        """Whoever left is told nothing any more, however long his jobs take to leave."""
+        seen: list[Job] = []
+
+        async def act() -> None:
+            waiting = asyncio.create_task(scene.wait(*ids(self.COUNT), on_end=seen.append, once=True))
+            await asyncio.sleep(10)
+            assert seen
+            scene.latency = 0.0
+            waiting.cancel()
+            await asyncio.sleep(0)
+            before = len(seen)
+            await asyncio.sleep(LINGER + 1)
+            assert len(seen) == before
+
+        scene.ends = dict.fromkeys(ids(self.COUNT), (0.0, "succeeded"))
+        scene.latency = 5.0
+        scene.play(act())
+
+    def test_a_rejected_key_ends_the_joining(self, scene: Scene) -> None:
+        """The rest is not brought in any more, and not looked at."""
+
+        async def act() -> None:
+            scene.latency = 0.0
+            scene.instead = lambda job_id: httpx.Response(401)
+            with pytest.raises(AccessDenied):
+                await scene.wait(*ids(self.COUNT), look_now=True)
+            await asyncio.sleep(LINGER + 1)
+            assert scene.is_tidy()
+
+        scene.play(act())
+        assert len(scene.looks) <= SLICE
+
+
+class TestCounts:
+    """What a pool says of itself."""
+
+    def test_looks_are_counted_once(self, clock: Clock, contract: Contract) -> None:
+        """Since somebody asked last: all that were sent, and those that the service objected to."""
+        scene = Scene(clock, contract, requests_per_second=10)
+
+        async def act() -> None:
+            scene.instead = lambda job_id: httpx.Response(429) if len(scene.looks) <= 2 else None
+            scene.ends = dict.fromkeys(ids(5), (0.0, "succeeded"))
+            await scene.wait(*ids(5), look_now=True)
+            assert scene.pool.take_looks() == Looks(sent=len(scene.looks), throttled=2)
+            assert scene.pool.take_looks() == Looks()
 
         scene.play(act())
 
@@ -555,6 +717,30 @@ class TestTrouble:
         assert heard.infos[0] == "0 of 2 jobs have ended."
         assert heard.infos[-1] == "1 of 2 jobs have ended."
         assert heard.warnings == []
+
+    def test_progress_may_be_somebody_elses_business(self, scene: Scene) -> None:
+        """Whoever tells it himself is told about trouble only."""
+        heard = Heard()
+
+        async def act() -> None:
+            await scene.wait("a", hours=PROGRESS_EVERY / 300, progress_every=math.inf, logger=heard.logger)
+
+        scene.play(act())
+        assert heard.infos == heard.warnings == []
+
+    def test_a_limit_that_is_met_all_day_is_told_ever_more_rarely(self, scene: Scene) -> None:
+        """A line at each storm of refusals would be one a minute."""
+        heard = Heard()
+        busy = httpx.Response(429, headers={"Retry-After": "60"})
+
+        async def act() -> None:
+            scene.instead = lambda job_id: busy if len(scene.looks) % 2 else None
+            await scene.wait(*ids(50), hours=24, logger=heard.logger)
+
+        scene.play(act())
+        assert len([at for at, _ in scene.looks]) > 2000
+        assert 8 <= len(heard.warnings) <= 12
+        assert "(4 times so far)" in heard.warnings[2]
 
     def test_a_callback_that_breaks_fails_its_own_waiter(self, scene: Scene) -> None:
         """One waiter's full disk is not another's failure, not even of the same job."""
