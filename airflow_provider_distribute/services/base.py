@@ -311,7 +311,7 @@ class Service(ABC):
         """Return the error for a submission whose outcome nobody knows."""
         return OutcomeUnknown(
             f"{self.title} {what}. The request was sent: it may have been accepted, and then it runs and is "
-            "billed. It is not sent again in this attempt",
+            "billed",
             service=self.name,
             status=status,
         )
