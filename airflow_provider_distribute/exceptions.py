@@ -242,15 +242,16 @@ class LedgerUnavailable(LedgerError):
 
     :param what: What was tried.
     :param where: The object or directory.
+    :param remedy: What to do.
     """
 
     transient = True
 
-    def __init__(self, what: str, where: str) -> None:
+    def __init__(self, what: str, where: str, *, remedy: str = "try again when the storage answers") -> None:
         self.where = where
         super().__init__(
             f"Could not {what} {where!r}. The record of the run is needed to know what was paid already, so "
-            "nothing is sent without it; try again when the storage answers."
+            f"nothing is sent without it; {remedy}."
         )
 
 

@@ -12,22 +12,23 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import random
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.run import new_writer
-from airflow_provider_distribute.exceptions import LedgerUnavailable
+from airflow_provider_distribute.exceptions import LedgerError, LedgerUnavailable
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
-from airflow_provider_distribute.pacing import Backoff
+from airflow_provider_distribute.pacing import Backoff, rising
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from airflow_provider_distribute.ledger.directory import Directory
     from airflow_provider_distribute.models import Job, Settings
@@ -37,18 +38,19 @@ __all__ = ["Collection", "Progress"]
 
 log = logging.getLogger(__name__)
 
+#: Seconds for the looks that follow the deadline, one at each job that is pending then. Airflow's own limit
+#: on a deferral lies five minutes behind the deadline.
+LAST_LOOK = 240.0
+#: Waits between writes to a storage that does not answer.
+BACKOFF = Backoff(base=1.0, cap=60.0)
 #: Bytes of answers from which on they are written.
 _FULL = 1024 * 1024
 #: Bytes of answers that are kept while the storage does not answer. What comes beyond is looked at again.
 _OVERFULL = 4 * 1024 * 1024
-#: Seconds after which answers are written however few they are.
+#: Seconds after which answers, and where the run is, are written however few they are.
 _PATIENCE = 15.0
 #: Seconds between two lines in the task's log: calm at first, calmer later.
 _FIRST_LINE, _LAST_LINE = 30.0, 600.0
-#: Jobs handed to the pool at once; between two such slices the event loop serves others.
-_SLICE = 500
-#: Jobs the pool watches for one run at once, oldest first; each costs it half a KiB of memory.
-_MOST_WATCHED = 75_000
 
 
 #: The rows of one ticket. A job has one row, and a hundred thousand tuples of one number are too much.
@@ -60,16 +62,22 @@ class Progress:
     """
     Where a run is, for people.
 
-    :ivar total: Rows that were accepted.
+    :ivar total: Rows whose requests were accepted.
     :ivar succeeded: Of these, ended well.
     :ivar failed: Of these, ended badly.
+    :ivar refused: Rows whose requests the service would not have.
+    :ivar unknown: Rows whose requests may have been accepted, without our knowing.
+    :ivar not_sent: Rows whose requests are still to be sent, by this attempt or the next.
     :ivar cost: US dollars of what has ended, an estimate.
-    :ivar state: ``waiting``, ``ended``, ``deadline`` or ``stopped``.
+    :ivar state: ``waiting``, ``ended`` or ``deadline``.
     """
 
     total: int = 0
     succeeded: int = 0
     failed: int = 0
+    refused: int = 0
+    unknown: int = 0
+    not_sent: int = 0
     cost: float = 0.0
     state: str = "waiting"
     started: float = 0.0
@@ -133,12 +141,9 @@ class Collection:
         self._rows_of: dict[str, _Rows] = {}
         self._lines: list[bytes] = []
         self._bytes = 0
-        self._dropped: dict[str, _Rows] = {}
         self._writer = RowWriter(directory, writer=new_writer(time.time()))
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self._full = asyncio.Event()
-        self._watched = 0
-        self._ended = asyncio.Event()
         self.progress = Progress()
 
     @property
@@ -150,45 +155,55 @@ class Collection:
         """
         Find out what to wait for. Blocks.
 
-        :raises LedgerError: the run's record cannot be used.
+        :raises LedgerError: the run's record cannot be used, or there is none here.
         """
         state = Journal(self._directory, writer="").read()
-        landed: set[str] = set()
-        seen = bytearray(state.count)
-        self.progress = Progress(started=time.time())
+        if state.opened is None:
+            raise LedgerUnavailable(
+                "find the journal of the run in",
+                self._directory.uri,
+                remedy="whoever waits, such as the triggerer, has to see what the worker wrote: set "
+                "result_path to a storage that all machines share, and clear the task",
+            )
+        pending = dict(state.pending(landed=()))
+        self.progress = Progress(
+            started=time.time(),
+            total=len(pending),
+            refused=len(state.refusals),
+            unknown=len(state.unknown),
+            not_sent=len(state.open),
+        )
         for head, _ in read_rows(self._directory):
-            if state.tickets.get(head.row) == head.ticket and not seen[head.row]:
-                seen[head.row] = True
-                landed.add(head.ticket)
+            if pending.get(head.row) == head.ticket:
+                del pending[head.row]
                 self.progress.saw(head)
-        self.progress.ended_before = self.progress.total = self.progress.ended
-        for row, ticket in state.pending(landed):
+        self.progress.ended_before = self.progress.ended
+        for row, ticket in pending.items():
             others = self._rows_of.get(ticket, ())
             self._rows_of[ticket] = row if others == () else (*_rows(others), row)
-            self.progress.total += 1
 
     async def run(self, pool: Pool, *, deadline: float, poke_interval: float) -> None:
         """
         Wait until every job has ended or the deadline has passed; what came back is kept.
 
+        Who is pending at the deadline, also when it has passed already, is looked at once more.
+
         :param pool: Looks at the jobs.
-        :param deadline: Epoch seconds.
+        :param deadline: Epoch seconds. This returns at most :data:`LAST_LOOK` seconds later.
         :param poke_interval: Seconds.
         :raises AccessDenied: the key is not accepted.
         :raises LedgerError: what came back cannot be kept.
         """
-        keeping = asyncio.create_task(self._keep(deadline))
+        keeping = asyncio.create_task(self._keep(max(deadline, time.time()) + LAST_LOOK))
         telling = asyncio.create_task(self._tell())
         waiting = asyncio.create_task(self._wait(pool, deadline, poke_interval))
         try:
             await asyncio.wait((keeping, waiting), return_when=asyncio.FIRST_COMPLETED)
-            for task in (keeping, waiting):
-                if task.done():
-                    task.result()
-            self.progress.state = "deadline" if self._rows_of else "ended"
-        except asyncio.CancelledError:
-            self.progress.state = "stopped"
-            raise
+            if waiting.done():
+                waiting.result()
+                self.progress.state = "deadline" if self._rows_of else "ended"
+                self._full.set()
+            await keeping
         finally:
             for task in (keeping, telling, waiting):
                 task.cancel()
@@ -199,54 +214,30 @@ class Collection:
             await asyncio.shield(closing)
 
     async def _wait(self, pool: Pool, deadline: float, poke_interval: float) -> None:
-        again = False
-        while self._rows_of and time.time() < deadline:
-            async with asyncio.TaskGroup() as group:
-                for number, tickets in enumerate(_slices(list(self._rows_of), _SLICE)):
-                    while self._watched > _MOST_WATCHED - len(tickets):
-                        self._ended.clear()
-                        await self._ended.wait()
-                    self._watched += len(tickets)
-                    group.create_task(
-                        self._wait_for(
-                            pool, tickets, deadline, poke_interval, look_now=again, first=number == 0
-                        )
-                    )
-                    await asyncio.sleep(0)
-            self._rows_of.update(self._dropped)
-            self._dropped.clear()
-            again = True
-
-    async def _wait_for(
-        self,
-        pool: Pool,
-        tickets: list[str],
-        deadline: float,
-        poke_interval: float,
-        *,
-        look_now: bool,
-        first: bool,
-    ) -> None:
-        waited = await pool.wait(
-            tickets,
-            deadline=deadline,
+        wait = partial(
+            pool.wait,
+            self._rows_of,
             poke_interval=poke_interval,
-            look_now=look_now,
             on_end=self._saw,
-            logger=self._logger if first else _silent,
+            logger=self._logger,
+            progress_every=math.inf,
         )
-        self._watched -= len(waited.pending)
-        self._ended.set()
+        if self._rows_of and time.time() < deadline:
+            await wait(deadline=deadline)
+        if self._rows_of:
+            self._logger.info(
+                "The deadline has passed with %d jobs pending. Each is looked at a last time, within %.0f s.",
+                len(self._rows_of),
+                LAST_LOOK,
+            )
+            await wait(deadline=time.time() + LAST_LOOK, once=True)
 
-    def _saw(self, job: Job) -> None:
-        rows = self._rows_of.pop(job.job_id)
-        self._watched -= 1
-        self._ended.set()
+    def _saw(self, job: Job) -> bool:
+        """Keep what came back; return whether there was room for it."""
         if self._bytes >= _OVERFULL:
-            self._dropped[job.job_id] = rows
-            return
+            return False
         cost = self._costs.of(job.model, Tokens.counted(job.usage))
-        for row in _rows(rows):
+        for row in _rows(self._rows_of.pop(job.job_id)):
             landed = Landed(row, job.job_id, time.time(), job.succeeded, cost)
             line = landed.line(job.result())
             self._lines.append(line)
@@ -254,25 +245,30 @@ class Collection:
             self.progress.saw(landed)
         if self._bytes >= _FULL:
             self._full.set()
+        return True
 
-    async def _keep(self, deadline: float) -> None:
-        backoff, failures = Backoff(base=1.0, cap=60.0), 0
+    async def _keep(self, until: float) -> None:
+        failures = 0
         while True:
+            over = self.progress.state != "waiting"
+            try:
+                await self._flush()
+                await asyncio.to_thread(self._write_progress)
+            except LedgerUnavailable as error:
+                failures += 1
+                wait = BACKOFF.delay(failures, self._rng)
+                if time.time() + wait > until:
+                    raise
+                if rising(failures):
+                    self._logger.warning("%s Trying again in %.0f s; the jobs go on.", error, wait)
+                await asyncio.sleep(wait)
+                continue
+            if over:
+                return
+            failures = 0
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), _PATIENCE)
             self._full.clear()
-            try:
-                await self._flush()
-            except LedgerUnavailable as error:
-                failures += 1
-                wait = backoff.delay(failures, self._rng)
-                if time.time() + wait > deadline:
-                    raise
-                if failures & (failures - 1) == 0:
-                    self._logger.warning("%s Trying again in %.0f s; the jobs go on.", error, wait)
-                await asyncio.sleep(wait)
-            else:
-                failures = 0
 
     async def _flush(self) -> None:
         while self._lines:
@@ -281,7 +277,6 @@ class Collection:
             # Only now: a write that fails, or is cancelled, is made again with the same lines.
             del self._lines[: len(chunk)]
             self._bytes -= sum(map(len, chunk))
-        await asyncio.to_thread(self._write_progress)
 
     def _write_progress(self) -> None:
         text = json.dumps(self.progress.as_json(time.time()), indent=1)
@@ -295,7 +290,15 @@ class Collection:
             pause = min(2 * pause, _LAST_LINE)
 
     async def _close(self) -> None:
-        await self._flush()
+        """Write what came back last; not where the run is, for a newer attempt may say that by now."""
+        try:
+            await self._flush()
+        except LedgerError as error:
+            self._logger.warning(
+                "%s %d rows that have ended are looked at again by whoever waits next.",
+                error,
+                len(self._lines),
+            )
         self._logger.info("%s", self.progress.line(time.time()))
 
 
@@ -304,10 +307,6 @@ def _rows(rows: _Rows) -> tuple[int, ...]:
 
 
 _closing: set[asyncio.Task[None]] = set()
-
-#: Trouble with a service concerns every slice of a run; one of them tells it.
-_silent = logging.getLogger(f"{__name__}.silent")
-_silent.disabled = True
 
 
 def _chunk(lines: list[bytes]) -> list[bytes]:
@@ -318,9 +317,3 @@ def _chunk(lines: list[bytes]) -> list[bytes]:
         if size >= _FULL:
             return lines[: number + 1]
     return lines[:]
-
-
-def _slices(tickets: list[str], size: int) -> Iterator[list[str]]:
-    remaining = iter(tickets)
-    while slice_ := list(islice(remaining, size)):
-        yield slice_

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
@@ -31,6 +32,7 @@ from airflow_provider_distribute.bulk.run import Plan, Run, stage
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import (
+    AccessDenied,
     BudgetSpent,
     InferenceError,
     InvalidRequest,
@@ -271,6 +273,11 @@ class AsyncChatBulkOperator(BaseOperator):
                 ["result_path is missing: give one, or set [distribute] result_path in the configuration"],
                 where="The run",
             )
+        if "://" not in str(root) and not os.path.isabs(str(root)):
+            raise InvalidRequest(
+                [f"result_path {str(root)!r} is relative, and means another directory in each process"],
+                where="The run",
+            )
         return f"{str(root).rstrip('/')}/{owner.directory}"
 
     def _open(self, uri: str, plan: Plan) -> Run:
@@ -424,11 +431,17 @@ class AsyncChatBulkOperator(BaseOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def land_what_there_is(self, context: Context) -> dict[str, Any]:
-        """No triggerer kept the deadline, so none ran: what has come back by then is landed."""
+        """No triggerer kept the deadline, so none ran: each job is looked at once, and the run is landed."""
+        deadline = time.time()
         with airflow_errors():
             hook = hook_for(self.conn_id)
             owner = self._plan(hook.settings, context).owner
-            return self._land(self._reopen(self._run_path(owner), hook, context), hook, context, time.time())
+            run = self._reopen(self._run_path(owner), hook, context)
+            try:
+                asyncio.run(self._wait_here(run, deadline))
+            except AccessDenied as error:
+                self.log.error("%s What had come back before is landed.", error)
+            return self._land(run, hook, context, deadline)
 
     def _reopen(self, uri: str, hook: ServiceHook, context: Context) -> Run:
         run = self._open(uri, self._plan(hook.settings, context))

@@ -4,12 +4,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydantic
@@ -19,14 +16,12 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
 from airflow_provider_distribute.operators.bulk import AsyncChatBulkOperator
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
-from tests.airflow.supervisor import first_event
 from tests.airflow.wire import MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from tests.airflow.clock import Clock
     from tests.airflow.supervisor import Life
     from tests.airflow.wire import Wire
 
@@ -206,10 +201,19 @@ class TestRetries:
             assert "1 expired" in attempt.message
 
     def test_airflows_own_limit_lands_too(self, bulk: Callable[..., Life], wire: Wire) -> None:
-        """No triggerer ran, so nothing was seen; the rows are asked again by a retry."""
-        life = bulk()
+        """No triggerer ran: what has ended meanwhile is paid for, so each job is looked at once."""
+        wire.fault("never", count=1)
+        life = bulk(on_deadline="land", failure_tolerance=0.5)
         attempt = life.attempt(instead_of_trigger={"error": "Trigger timeout"})
-        assert "3 of 3 rows did not succeed (3 expired)" in attempt.message
+        counts = life.result["counts"]
+        assert (attempt.state, counts["succeeded"], counts["expired"]) == ("success", 2, 1)
+        assert len(wire.looks) == 3
+
+    def test_a_rejected_key_does_not_hinder_landing(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """What came back before it was changed is there; a retry asks for the rest."""
+        wire.fault("401", operation="look")
+        attempt = bulk().attempt(instead_of_trigger={"error": "Trigger timeout"})
+        assert "3 of 3 rows did not succeed (3 expired). Everything there is was landed" in attempt.message
 
     def test_an_answer_that_does_not_fit_is_repaired(self, bulk: Callable[..., Life], wire: Wire) -> None:
         """Within the attempt, by asking again with the reason."""
@@ -320,6 +324,7 @@ class TestRefusals:
             {"max_cost": 0},
             {"results_format": "xml"},
             {"result_path": None},
+            {"result_path": "results"},
             {"requests": []},
             {"requests": "missing.jsonl"},
             {"requests": "odd://missing.jsonl"},
@@ -356,56 +361,6 @@ class TestRefusals:
         """Or seconds."""
         operator: Any = bulk(deadline=timedelta(hours=1), poke_interval=timedelta(minutes=1))._task()
         assert (operator.deadline, operator.poke_interval) == (3600.0, 60.0)
-
-
-class TestTrigger:
-    """What the triggerer runs."""
-
-    def test_it_survives_garbage(self, clock: Clock) -> None:
-        """An exception in a constructor would end the whole triggerer."""
-        trigger = AsyncChatBulkTrigger(conn_id=7, run_uri=None, deadline="x", more="?")
-        _, arguments = trigger.serialize()
-        assert arguments == {"conn_id": 7, "run_uri": None, "deadline": "x", "poke_interval": None}
-        event = clock.run(first_event(AsyncChatBulkTrigger(**arguments)))
-        assert (event["verdict"], "deadline" in event["message"]) == ("refused", True)
-
-    @pytest.mark.parametrize(
-        ("conn_id", "run_uri", "verdict"),
-        [("nobody", "memory://x", "refused"), ("distribute_default", "file:///proc/version", "unavailable")],
-    )
-    def test_it_says_what_is_wrong(
-        self, clock: Clock, wire: Wire, conn_id: str, run_uri: str, verdict: str
-    ) -> None:
-        """An unknown connection needs a person, a storage in trouble needs time."""
-        trigger = AsyncChatBulkTrigger(conn_id, run_uri, clock.now + 10, 1.0)
-        assert clock.run(first_event(trigger))["verdict"] == verdict
-
-    def test_it_says_what_goes_on_when_it_is_stopped(
-        self, clock: Clock, wire: Wire, bulk: Callable[..., Life], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A clear, a kill, a restart: the jobs cannot be cancelled."""
-        wire.fault("never")
-        attempt = bulk(deadline=100).attempt()
-        arguments = {**attempt.triggers[0][1], "deadline": clock.now + 1e6}
-
-        async def stopped() -> None:
-            waiting = asyncio.create_task(first_event(AsyncChatBulkTrigger(**arguments)))
-            await asyncio.sleep(50)
-            waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await waiting
-
-        clock.run(stopped())
-        run = Path(arguments["run_uri"].removeprefix("file://"))
-        progress = json.loads((run / "progress.json").read_text())
-        assert (progress["state"], progress["pending"]) == ("stopped", 3)
-
-    def test_its_event_is_small(self) -> None:
-        """Whatever it says."""
-        assert BulkOutcome(verdict="ended", succeeded=5).model_dump(exclude_defaults=True) == {
-            "verdict": "ended",
-            "succeeded": 5,
-        }
 
 
 class TestLineage:

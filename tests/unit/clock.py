@@ -9,12 +9,14 @@ import selectors
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 
 #: An epoch instant in 2025; no clock starts at zero.
 EPOCH = 1_750_000_000.0
+#: Seconds in earnest that a thread may take which works for an event loop.
+THREAD_SECONDS = 10.0
 
 
 class Clock:
@@ -49,22 +51,41 @@ class Clock:
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self, clock: Clock) -> None:
-        super().__init__(_JumpingSelector(clock))
+        self._jumping = _JumpingSelector(clock)
+        super().__init__(self._jumping)
         self._clock = clock
 
     def time(self) -> float:
         """Return the clock's seconds."""
         return self._clock.monotonic()
 
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Let a thread work, for which time stands still."""
+        self._jumping.threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._returned)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Wait for the threads to end, for which time stands still."""
+        self._jumping.threads += 1
+        await super().shutdown_default_executor()
+
+    def _returned(self, _: object) -> None:
+        self._jumping.threads -= 1
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
+        self.threads = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Let time pass instead of waiting, when nothing is ready."""
-        ready = super().select(0)
+        """Let time pass instead of waiting, when nothing is ready and no thread works."""
+        ready = super().select(THREAD_SECONDS if self.threads and timeout != 0 else 0)
         if not ready and timeout != 0:
             if timeout is None:
                 raise AssertionError("everybody waits for something that will not come")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from typing import Any
@@ -13,24 +12,18 @@ import httpx
 import pydantic
 import pytest
 
-from airflow_provider_distribute.bulk import collection as collection_module
-from airflow_provider_distribute.bulk.collection import Collection, Progress
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens
 from airflow_provider_distribute.bulk.inputs import Defaults, Shard
 from airflow_provider_distribute.bulk.manifest import dry_run_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.exceptions import (
-    AccessDenied,
     InputChanged,
     InvalidInput,
     LedgerTaken,
-    LedgerUnavailable,
 )
 from airflow_provider_distribute.ledger.records import Owner
 from airflow_provider_distribute.ledger.requests import RequestWriter
-from airflow_provider_distribute.ledger.rows import Landed, RowWriter
-from airflow_provider_distribute.pacing import Backoff
 from tests.unit.bulk.world import World, prompts, statuses
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -272,107 +265,6 @@ class TestResults:
         assert asked[0].messages[2]["content"] == "wrong"
         assert "Invalid JSON" in asked[0].messages[3]["content"]
         assert run.state.rounds == 2
-
-
-class TestCollecting:
-    """Waiting, and keeping what comes back."""
-
-    def test_rows_survive_a_triggerer_that_stops(self, world: World) -> None:
-        """What was seen is written, and the next triggerer waits for the rest only."""
-
-        async def stopped() -> Collection:
-            await world.submit(run, staged)
-            waiting = asyncio.create_task(world.collect())
-            while world.service.looks < 5:  # noqa: ASYNC110  the service has no event
-                await asyncio.sleep(0.01)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            fresh = Collection(world.directory(), world.settings)
-            await asyncio.to_thread(fresh.read)
-            return fresh
-
-        world.service.answer = lambda prompt: None if prompt == "Question 7" else "Yes"
-        run, staged = world.take_up(prompts(8))
-        collection = asyncio.run(stopped())
-        assert json.loads((world.path / "progress.json").read_text())["state"] == "stopped"
-        assert "Question 7#0" in collection.pending
-        assert 0 < len(collection.pending) < 8
-
-    def test_a_storage_that_fails_for_a_moment_loses_nothing(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The same lines are written again; what does not fit in memory meanwhile is looked at again."""
-        monkeypatch.setattr(collection_module, "_PATIENCE", 0.02)
-        monkeypatch.setattr(collection_module, "_OVERFULL", 1500)
-        failures = [LedgerUnavailable("write", "x")] * 3
-        write = RowWriter.write
-
-        def flaky(self: RowWriter, lines: Any) -> None:
-            if failures:
-                raise failures.pop()
-            write(self, lines)
-
-        monkeypatch.setattr(RowWriter, "write", flaky)
-        monkeypatch.setattr(collection_module, "Backoff", lambda **_: Backoff(base=0.01, cap=0.02))
-        manifest = world.attempt(prompts(12))
-        assert (manifest["counts"]["succeeded"], failures) == (12, [])
-        assert world.service.looks > 12
-
-    def test_a_storage_that_is_gone_until_the_deadline_is_an_error(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The jobs go on; another attempt can wait for them."""
-        monkeypatch.setattr(collection_module, "_PATIENCE", 0.01)
-
-        def gone(self: RowWriter, lines: Any) -> None:
-            raise LedgerUnavailable("write", "x")
-
-        monkeypatch.setattr(RowWriter, "write", gone)
-        world.service.answer = lambda prompt: None if prompt == "Question 1" else "Yes"
-        with pytest.raises(LedgerUnavailable):
-            world.attempt(prompts(2), deadline=time.time() + 3)
-
-    def test_large_answers_go_into_several_objects(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """None of them much larger than a megabyte."""
-        monkeypatch.setattr(collection_module, "_FULL", 2000)
-        world.service.answer = lambda prompt: "x" * 900
-        world.attempt(prompts(9))
-        (writer,) = world.directory().names("rows")
-        assert len(world.directory().names(f"rows/{writer}")) >= 3
-
-    def test_more_jobs_than_are_watched_at_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The next ones join as the first ones end."""
-        monkeypatch.setattr(collection_module, "_SLICE", 4)
-        monkeypatch.setattr(collection_module, "_MOST_WATCHED", 6)
-        assert world.attempt(prompts(15))["counts"]["succeeded"] == 15
-
-    def test_a_rejected_key_ends_the_wait(self, world: World) -> None:
-        """Only a person can help."""
-        world.service._result = lambda job_id: httpx.Response(401, json={})  # type: ignore[method-assign]
-        with pytest.raises(ExceptionGroup) as raised:
-            world.attempt(prompts(2))
-        assert raised.group_contains(AccessDenied)
-
-    def test_progress_is_told_calmly(
-        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """In counts, with rate, ETA and cost."""
-        monkeypatch.setattr(collection_module, "_FIRST_LINE", 0.05)
-        caplog.set_level("INFO")
-        world.service.answer = lambda prompt: None if world.service.looks < 9 else "Yes"
-        world.attempt(prompts(3))
-        assert "/3 done, 0 failed" in caplog.text
-
-    def test_a_ticket_for_many_rows_lands_each_of_them(self, world: World) -> None:
-        """One look may answer for many rows."""
-        progress = Progress(total=4, started=0.0)
-        for row in range(2):
-            progress.saw(Landed(row, "g", 1.0, row == 0, None if row else 0.5))
-        assert (progress.succeeded, progress.failed, progress.cost) == (1, 1, 0.5)
-        assert progress.as_json(10.0)["eta_seconds"] == 10
 
 
 class TestCosts:

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""The bulk run's trigger: it never raises, never blocks, keeps what comes back, and says little."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from upath import UPath
+
+from airflow_provider_distribute.bulk.inputs import source_of
+from airflow_provider_distribute.bulk.run import Plan, Run
+from airflow_provider_distribute.hooks import HOOKS
+from airflow_provider_distribute.ledger.directory import Directory
+from airflow_provider_distribute.ledger.records import Accepted, Intended, Owner, Ticket
+from airflow_provider_distribute.ledger.rows import read_rows
+from airflow_provider_distribute.testing import InferenceEmulator
+from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
+from tests.airflow.supervisor import deserialize, first_event, serialize
+from tests.airflow.wire import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.airflow.clock import Clock
+    from tests.airflow.conftest import Log, Metrics
+    from tests.airflow.supervisor import Life
+    from tests.airflow.wire import Wire
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+QUESTIONS = [f"question {number}" for number in range(3)]
+
+
+def submitted(service: str, path: Path) -> Directory:
+    """Submit three jobs as a worker does, with a record of them."""
+    hook = HOOKS[service]()
+    directory = Directory(UPath(path))
+    run = Run(directory, Plan(hook.settings, Owner("d", "r", "t")))
+    run.take_up(source_of(QUESTIONS, open_path=UPath), now=1.0)
+    with hook.client:
+        tickets = [Ticket(hook.submit(question), str(row), 1.0) for row, question in enumerate(QUESTIONS)]
+    run.journal.append([Intended.of(range(3)), Accepted(tuple(tickets))])
+    return directory
+
+
+@pytest.fixture
+def directory(service: str, wire: Wire, tmp_path: Path) -> Directory:
+    """Where a run is recorded that was submitted by now; its jobs take ten minutes."""
+    wire.fault("latency", value="600")
+    return submitted(service, tmp_path / "run")
+
+
+def trigger_for(service: str, wire: Wire, directory: Directory, **options: Any) -> AsyncChatBulkTrigger:
+    """Return a trigger as the operator makes it."""
+    usual: dict[str, Any] = {"deadline": wire.clock.now + 7200, "poke_interval": 30.0}
+    return AsyncChatBulkTrigger(conn_id=f"{service}_default", run_uri=directory.uri, **{**usual, **options})
+
+
+def run(clock: Clock, trigger: AsyncChatBulkTrigger) -> dict[str, Any]:
+    """Run a trigger to its event."""
+    return clock.run(first_event(trigger))
+
+
+def kept(directory: Directory) -> set[int]:
+    """Return the rows that were kept."""
+    return {head.row for head, _ in read_rows(directory)}
+
+
+def progress(directory: Directory) -> dict[str, Any]:
+    """Return what people are told."""
+    said: dict[str, Any] = json.loads(directory.read("progress.json") or b"")
+    return said
+
+
+def test_serialisation_round_trip(service: str, wire: Wire, directory: Directory) -> None:
+    """The arguments that are stored make the same trigger again, and are small."""
+    trigger = trigger_for(service, wire, directory)
+    path, arguments = trigger.serialize()
+    assert path == f"{AsyncChatBulkTrigger.__module__}.{AsyncChatBulkTrigger.__name__}"
+    stored = json.dumps(serialize(arguments))
+    assert AsyncChatBulkTrigger(**deserialize(json.loads(stored))).serialize() == (path, arguments)
+    assert len(stored) < 1024
+
+
+def test_end_is_told_in_counts(service: str, wire: Wire, directory: Directory) -> None:
+    """One event: how many ended well, how many badly; the rows are kept."""
+    wire.finish(wire.job_ids[1], error="model overloaded")
+    event = run(wire.clock, trigger_for(service, wire, directory))
+    assert (event["verdict"], event["succeeded"], event["failed"]) == ("ended", 2, 1)
+    assert kept(directory) == {0, 1, 2}
+
+
+def test_deadline_is_told_in_counts(service: str, wire: Wire, directory: Directory) -> None:
+    """What had ended is kept."""
+    wire.finish(wire.job_ids[0])
+    event = run(wire.clock, trigger_for(service, wire, directory, deadline=wire.clock.now + 300))
+    assert (event["verdict"], event["succeeded"], event["pending"]) == ("deadline", 1, 2)
+    assert kept(directory) == {0}
+
+
+def test_triggerer_that_was_away_over_the_deadline(service: str, wire: Wire, directory: Directory) -> None:
+    """What has ended meanwhile is paid for: every job is looked at once before it counts as pending."""
+    wire.finish(wire.job_ids[0])
+    wire.finish(wire.job_ids[1])
+    event = run(wire.clock, trigger_for(service, wire, directory, deadline=wire.clock.now - 60))
+    assert (event["verdict"], event["succeeded"], event["pending"]) == ("deadline", 2, 1)
+    assert (len(wire.looks), kept(directory)) == (3, {0, 1})
+
+
+def test_restarted_triggerer_waits_for_the_rest(service: str, wire: Wire, directory: Directory) -> None:
+    """What was kept is not asked for again."""
+
+    async def stopped() -> None:
+        waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, directory)))
+        await asyncio.sleep(100)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    wire.finish(wire.job_ids[0])
+    wire.clock.run(stopped())
+    before = len(wire.looks)
+    event = run(wire.clock, trigger_for(service, wire, directory))
+    assert (event["verdict"], event["succeeded"]) == ("ended", 3)
+    assert wire.job_ids[0] not in "".join(
+        f"{request.url}{request.content!r}" for request in wire.looks[before:]
+    )
+
+
+def test_cancelled_trigger_says_what_goes_on(
+    service: str, wire: Wire, directory: Directory, log: Log
+) -> None:
+    """A clear, a kill, a restart: the jobs cannot be cancelled, and a newer attempt's progress stays."""
+
+    async def stopped() -> None:
+        waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, directory)))
+        await asyncio.sleep(50)
+        await asyncio.to_thread(directory.overwrite, "progress.json", b'{"state": "newer"}')
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    wire.clock.run(stopped())
+    assert f"3 jobs pending; '{directory.below('journal')}' lists them. They cannot be cancelled" in log.text
+    assert progress(directory) == {"state": "newer"}
+
+
+def test_looks_are_counted(service: str, wire: Wire, directory: Directory, metrics: Metrics) -> None:
+    """All that were sent, and those the service objected to; the service is the only tag."""
+    wire.fault("429", operation="look", count=2)
+    run(wire.clock, trigger_for(service, wire, directory))
+    assert metrics.counts == {"distribute.pool.looked": len(wire.looks), "distribute.pool.throttled": 2}
+    assert metrics.tags == [{"service": service}]
+
+
+class TestTrouble:
+    """What keeps it from waiting is in the event."""
+
+    def test_a_rejected_key_is_refused(self, service: str, wire: Wire, directory: Directory) -> None:
+        """A person has to act; what had come back is kept."""
+
+        async def rejected() -> dict[str, Any]:
+            waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, directory)))
+            await asyncio.sleep(100)
+            wire.fault("401", operation="look")
+            return await waiting
+
+        wire.finish(wire.job_ids[0])
+        event = wire.clock.run(rejected())
+        assert (event["verdict"], "401" in event["message"]) == ("refused", True)
+        assert kept(directory) == {0}
+
+    def test_an_unknown_connection_is_refused(
+        self, life: Callable[..., Life], wire: Wire, tmp_path: Path
+    ) -> None:
+        """Its name is in the message."""
+        with life(None).supervised():
+            event = run(wire.clock, AsyncChatBulkTrigger("nowhere", str(tmp_path), wire.clock.now + 10, 1.0))
+        assert (event["verdict"], "nowhere" in event["message"]) == ("refused", True)
+
+    def test_a_directory_it_does_not_see_is_no_run_that_has_ended(
+        self, service: str, wire: Wire, tmp_path: Path
+    ) -> None:
+        """The worker, who sees it, would defer again for ever."""
+        trigger = AsyncChatBulkTrigger(
+            f"{service}_default", (tmp_path / "local").as_uri(), wire.clock.now + 10, 1.0
+        )
+        event = run(wire.clock, trigger)
+        assert event["verdict"] == "unavailable"
+        assert "has to see what the worker wrote" in event["message"]
+
+    @pytest.mark.parametrize("uri", ["file:///proc/version", "odd://nowhere"])
+    def test_a_storage_in_trouble_is_unavailable(self, service: str, wire: Wire, uri: str) -> None:
+        """It needs time, or a retry."""
+        trigger = AsyncChatBulkTrigger(f"{service}_default", uri, wire.clock.now + 10, 1.0)
+        assert run(wire.clock, trigger)["verdict"] == "unavailable"
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        arguments=st.dictionaries(
+            st.sampled_from(["conn_id", "run_uri", "deadline", "poke_interval", "from_a_later_release"]), JSON
+        )
+    )
+    def test_garbage_is_refused_in_plain_words(
+        self, life: Callable[..., Life], wire: Wire, arguments: dict[str, Any]
+    ) -> None:
+        """Whatever the database holds: no exception, which would end the whole triggerer, and one verdict."""
+        trigger = AsyncChatBulkTrigger(**arguments)
+        trigger.serialize()
+        with life(None).supervised():
+            event = run(wire.clock, trigger)
+        assert event["verdict"] == "refused"
+        assert "cannot be used" in event["message"] or "defined" in event["message"]
+
+
+def test_event_is_small() -> None:
+    """Whatever it says."""
+    said = BulkOutcome(verdict="ended", succeeded=5).model_dump(exclude_defaults=True)
+    assert said == {"verdict": "ended", "succeeded": 5}
+
+
+def test_nothing_secret_crosses(service: str, wire: Wire, directory: Directory, log: Log) -> None:
+    """Arguments, event, log and progress hold ids, numbers and words."""
+    wire.fault("500", operation="look", count=5, value=f"your key {KEY} is fine")
+    trigger = trigger_for(service, wire, directory)
+    event = run(wire.clock, trigger)
+    crossed = repr((trigger.serialize(), event, progress(directory))) + log.text
+    assert KEY not in crossed
+    assert "question" not in crossed
+
+
+def test_real_loop_is_not_blocked(service: str, connections: Callable[..., None], tmp_path: Path) -> None:
+    """Over the loopback interface with the real transports: the autouse guard raises on a blocking call."""
+    with InferenceEmulator(latency="1") as emulator:
+        connections(f"{service}_default", emulator.connection(service))
+        directory = submitted(service, tmp_path / "run")
+        trigger = AsyncChatBulkTrigger(f"{service}_default", directory.uri, 4e9, 1.0)
+        event = asyncio.run(first_event(trigger))
+    assert (event["verdict"], event["succeeded"]) == ("ended", 3)
+    assert progress(directory)["state"] == "ended"

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Waiting for a run's jobs and keeping what comes back, in simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from upath import UPath
+
+from airflow_provider_distribute.bulk import collection as collection_module
+from airflow_provider_distribute.bulk.collection import LAST_LOOK, Collection, Progress
+from airflow_provider_distribute.exceptions import AccessDenied, LedgerError, LedgerUnavailable
+from airflow_provider_distribute.ledger.directory import Directory
+from airflow_provider_distribute.ledger.records import Accepted, Intended, Refusal, Refused, Ticket
+from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
+from airflow_provider_distribute.waiting.pool import Pool
+from tests.unit.bulk.world import World, prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from tests.unit.clock import Clock
+
+HOUR = 3600.0
+
+
+class Storage(Directory):
+    """A directory that cannot be written from one instant to another."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(UPath(path))
+        self._clock = clock
+        self.down = (math.inf, math.inf)
+        self.error: LedgerError = LedgerUnavailable("write (OSError)", "somewhere")
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write an object, or fail."""
+        begin, end = self.down
+        if begin <= self._clock.time() < end:
+            raise self.error
+        super().overwrite(name, data)
+
+
+class Scene:
+    """A run whose requests were accepted, and somebody who waits for their jobs."""
+
+    def __init__(self, world: World, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        self.world = world
+        self.clock = clock
+        self.start = clock.time()
+        self.storage = Storage(world.path, clock)
+        #: When a job ends, in seconds from the start; the others have ended before.
+        self.ends: dict[str, float] = {}
+        #: What is said instead of the truth, if anything.
+        self.instead: Callable[[str], httpx.Response | None] = lambda job_id: None
+        self.looks: list[tuple[float, str]] = []
+        self._truth = world.service._result
+        self._caplog = caplog
+        world.service._result = self._look  # type: ignore[method-assign]
+
+    @property
+    def now(self) -> float:
+        """Seconds since the scene began."""
+        return self.clock.time() - self.start
+
+    def at(self, seconds: float) -> float:
+        """Return an instant of the scene, in epoch seconds."""
+        return self.start + seconds
+
+    def _look(self, job_id: str) -> httpx.Response:
+        self.looks.append((self.now, job_id))
+        said = self.instead(job_id)
+        if said is not None:
+            return said
+        if self.now < self.ends.get(job_id, 0.0):
+            return httpx.Response(200, json={"status": "IN_PROGRESS"})
+        return self._truth(job_id)
+
+    def accepted(self, count: int, *, rows: int | None = None) -> None:
+        """Record ``rows`` requests, of which so many were accepted, by a worker that sent them."""
+        run, _ = self.world.take_up(prompts(rows or count))
+        tickets = tuple(Ticket(f"Question {row}#0", str(row), 1.0) for row in range(count))
+        run.journal.append([Intended.of(range(count)), Accepted(tickets)])
+
+    async def waiter(self) -> Collection:
+        """Return what a trigger waits with."""
+        collection = Collection(self.storage, self.world.settings)
+        await asyncio.to_thread(collection.read)
+        return collection
+
+    async def wait(self, *, deadline: float = 72 * HOUR, poke_interval: float = 30.0) -> Collection:
+        """Wait as a trigger does."""
+        collection = await self.waiter()
+        pool = Pool(self.world.settings, open_client=self.world._open)
+        await collection.run(pool, deadline=self.at(deadline), poke_interval=poke_interval)
+        return collection
+
+    def play(self, act: Coroutine[Any, Any, None]) -> None:
+        """Run a scene in simulated time."""
+        self.clock.run(act)
+
+    def kept(self) -> list[int]:
+        """Return the rows that came back and were kept, as often as they were."""
+        return sorted(head.row for head, _ in read_rows(self.storage))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What progress.json says."""
+        said: dict[str, Any] = json.loads((self.world.path / "progress.json").read_bytes())
+        return said
+
+    def told(self, level: int) -> list[str]:
+        """Return what the task's log was told at a level."""
+        return [
+            record.getMessage()
+            for record in self._caplog.records
+            if record.name == collection_module.__name__ and record.levelno == level
+        ]
+
+
+@pytest.fixture
+def scene(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Scene:
+    monkeypatch.setattr(collection_module, "time", clock)
+    caplog.set_level("INFO", logger=collection_module.__name__)
+    return Scene(world, clock, caplog)
+
+
+class TestReading:
+    """What there is to wait for."""
+
+    def test_a_directory_without_a_run_is_not_a_run_that_has_ended(self, scene: Scene) -> None:
+        """Whoever waits may be on a machine that does not see the worker's files."""
+        collection = Collection(scene.storage, scene.world.settings)
+        with pytest.raises(LedgerUnavailable, match=r"find the journal .* storage that all machines share"):
+            collection.read()
+
+    def test_what_was_kept_is_not_waited_for(self, scene: Scene) -> None:
+        """It counts as ended already."""
+        scene.accepted(3)
+
+        async def act() -> None:
+            scene.ends = {"Question 2#0": HOUR}
+            await scene.wait(deadline=60)
+            again = await scene.waiter()
+            assert list(again.pending) == ["Question 2#0"]
+            assert (again.progress.total, again.progress.succeeded, again.progress.ended_before) == (3, 2, 2)
+
+        scene.play(act())
+
+    def test_a_row_that_was_asked_again_is_waited_for_again(self, scene: Scene) -> None:
+        """What came back for its older ticket does not count; of the same row twice, one does."""
+        scene.accepted(1)
+        run, _ = scene.world.take_up(prompts(1))
+        run.journal.append([Intended.of([0]), Accepted((Ticket("newer", "0", 2.0),))])
+        old = Landed(0, "Question 0#0", 1.0, False, None).line({})
+        RowWriter(scene.storage, writer="a").write([old, old])
+
+        async def act() -> None:
+            assert list((await scene.waiter()).pending) == ["newer"]
+
+        scene.play(act())
+
+    def test_each_row_of_a_ticket_counts_for_itself(self, scene: Scene) -> None:
+        """A ticket of many rows of which one came back is waited for, for the others."""
+        run, _ = scene.world.take_up(prompts(4))
+        run.journal.append([Intended.of(range(4)), Accepted((Ticket("group", "0-3", 1.0),))])
+        RowWriter(scene.storage, writer="a").write([Landed(1, "group", 1.0, True, None).line({})])
+
+        async def act() -> None:
+            assert list((await scene.waiter()).pending) == ["group"]
+            collection = await scene.wait()
+            assert (collection.progress.total, collection.progress.succeeded) == (4, 4)
+
+        scene.play(act())
+        assert scene.kept() == [0, 1, 2, 3]
+
+    def test_what_the_journal_knows_of_the_other_rows(self, scene: Scene) -> None:
+        """Refused, unknown and unsent ones are nobody's to wait for, and are told."""
+        run, _ = scene.world.take_up(prompts(10))
+        run.journal.append([Intended.of(range(5))])
+        run.journal.append(
+            [
+                Accepted((Ticket("Question 0#0", "0", 1.0), Ticket("Question 1#0", "1", 1.0))),
+                Refused((Refusal(2, "too odd", 1.0),)),
+            ]
+        )
+        scene.play(self._waits(scene))
+        said = scene.progress
+        assert {name: said[name] for name in ("total", "refused", "unknown", "not_sent")} == {
+            "total": 2,
+            "refused": 1,
+            "unknown": 2,
+            "not_sent": 5,
+        }
+
+    @staticmethod
+    async def _waits(scene: Scene) -> None:
+        await scene.wait()
+
+    def test_nothing_to_wait_for(self, scene: Scene) -> None:
+        """It is over at once, and says so."""
+        scene.accepted(2)
+        scene.play(self._waits(scene))
+        looked = len(scene.looks)
+        scene.play(self._waits(scene))
+        assert (len(scene.looks), scene.progress["state"]) == (looked, "ended")
+
+
+class TestDeadline:
+    """Nobody counts as pending who was not asked."""
+
+    def test_a_deadline_that_has_passed(self, scene: Scene) -> None:
+        """The triggerer was away: each job is looked at once, and what has ended meanwhile is kept."""
+        scene.accepted(120)
+
+        async def act() -> None:
+            scene.ends = {"Question 7#0": HOUR}
+            collection = await scene.wait(deadline=-5 * HOUR)
+            assert list(collection.pending) == ["Question 7#0"]
+            assert scene.now < 5.0
+
+        scene.play(act())
+        assert len(scene.looks) == 120
+        assert len(scene.kept()) == 119
+        assert (scene.progress["state"], scene.progress["pending"]) == ("deadline", 1)
+
+    def test_a_limit_that_left_no_time_for_all_of_them(self, scene: Scene) -> None:
+        """Whoever was not looked at before the deadline is looked at after it, as fast as is allowed."""
+        scene.world.fields["requests_per_second"] = 10
+        scene.accepted(500)
+
+        async def act() -> None:
+            collection = await scene.wait(deadline=10)
+            assert not collection.pending
+            assert 48 < scene.now < 65
+
+        scene.play(act())
+        assert len(scene.kept()) == 500
+
+    def test_the_last_look_has_an_end(self, scene: Scene) -> None:
+        """A service that does not answer then is not waited for."""
+        scene.accepted(3)
+
+        async def act() -> None:
+            scene.instead = lambda job_id: httpx.Response(500)
+            collection = await scene.wait(deadline=HOUR)
+            assert len(collection.pending) == 3
+            assert scene.now == pytest.approx(HOUR + LAST_LOOK, abs=1)
+
+        scene.play(act())
+        assert "looked at a last time, within 240 s" in scene.told(logging.INFO)[-2]
+
+
+class TestStorage:
+    """When the storage does not answer."""
+
+    def test_a_moment_loses_nothing(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What does not fit in memory is kept as soon as it does, not only when the last job has ended."""
+        monkeypatch.setattr(collection_module, "_OVERFULL", 1500)
+        scene.accepted(30)
+
+        async def act() -> None:
+            scene.ends = {"Question 7#0": 2000.0}
+            scene.storage.down = scene.at(0.0), scene.at(600.0)
+            waiting = asyncio.create_task(scene.wait())
+            await asyncio.sleep(500)
+            assert await asyncio.to_thread(scene.kept) == []
+            await asyncio.sleep(300)
+            assert len(await asyncio.to_thread(scene.kept)) == 29
+            await waiting
+
+        scene.play(act())
+        assert scene.kept() == list(range(30))
+        assert 3 <= len(scene.told(logging.WARNING)) <= 5
+
+    def test_at_the_end_it_is_tried_again(self, scene: Scene) -> None:
+        """Every job has ended; the answers are still to be written."""
+        scene.accepted(5)
+
+        async def act() -> None:
+            scene.storage.down = scene.at(0.0), scene.at(2 * HOUR)
+            await scene.wait()
+            assert 2 * HOUR < scene.now < 2 * HOUR + 120
+
+        scene.play(act())
+        assert (len(scene.looks), scene.kept(), scene.progress["state"]) == (5, [0, 1, 2, 3, 4], "ended")
+
+    def test_gone_until_the_deadline(self, scene: Scene) -> None:
+        """That is an error; the jobs go on, and another attempt can wait for them."""
+        scene.accepted(5)
+
+        async def act() -> None:
+            scene.storage.down = scene.at(0.0), math.inf
+            with pytest.raises(LedgerUnavailable):
+                await scene.wait(deadline=HOUR)
+            assert HOUR < scene.now <= HOUR + LAST_LOOK
+
+        scene.play(act())
+
+    def test_what_a_person_has_to_allow_ends_the_wait(self, scene: Scene) -> None:
+        """Trying again would not help."""
+        scene.accepted(5)
+
+        async def act() -> None:
+            scene.ends = {"Question 1#0": HOUR}
+            scene.storage.down = scene.at(0.0), math.inf
+            scene.storage.error = LedgerError("not allowed")
+            with pytest.raises(LedgerError, match="not allowed"):
+                await scene.wait()
+            assert scene.now < 60
+
+        scene.play(act())
+
+    def test_large_answers_go_into_several_objects(self, scene: Scene) -> None:
+        """None of them much larger than a megabyte."""
+        scene.world.service.answer = lambda prompt: "x" * 300_000
+        scene.accepted(9)
+
+        async def act() -> None:
+            await scene.wait()
+
+        scene.play(act())
+        sizes = [file.stat().st_size for file in (scene.world.path / "rows").glob("*/*")]
+        assert len(sizes) >= 3
+        assert max(sizes) < 1.4 * 2**20
+
+
+class TestEnds:
+    """When somebody ends the wait."""
+
+    def test_rows_survive_a_triggerer_that_stops(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was seen and is not written yet is written then."""
+        monkeypatch.setattr(collection_module, "_PATIENCE", HOUR)
+        scene.accepted(8)
+
+        async def act() -> None:
+            scene.ends = {"Question 7#0": HOUR}
+            waiting = asyncio.create_task(scene.wait())
+            await asyncio.sleep(300)
+            assert await asyncio.to_thread(scene.kept) == []
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        scene.play(act())
+        assert scene.kept() == list(range(7))
+
+    def test_a_newer_attempts_progress_stays(self, scene: Scene) -> None:
+        """A task that was cleared may have gone on elsewhere by now."""
+        scene.accepted(2)
+
+        async def act() -> None:
+            scene.ends = {"Question 1#0": HOUR}
+            waiting = asyncio.create_task(scene.wait())
+            await asyncio.sleep(100)
+            await asyncio.to_thread(scene.storage.overwrite, "progress.json", b"{}")
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        scene.play(act())
+        assert scene.progress == {}
+
+    def test_a_storage_that_is_gone_does_not_hide_who_ended_it(self, scene: Scene) -> None:
+        """A trigger that only moves must not say that its task failed."""
+        scene.accepted(3)
+
+        async def act() -> None:
+            scene.ends = {"Question 2#0": HOUR}
+            scene.storage.down = scene.at(0.0), math.inf
+            waiting = asyncio.create_task(scene.wait())
+            await asyncio.sleep(100)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        scene.play(act())
+        assert "2 rows that have ended are looked at again" in scene.told(logging.WARNING)[-1]
+
+    def test_a_rejected_key(self, scene: Scene) -> None:
+        """Only a person can help; what had come back is kept."""
+        scene.accepted(3)
+
+        async def act() -> None:
+            scene.ends = {"Question 2#0": HOUR}
+            scene.instead = lambda job_id: httpx.Response(401) if scene.now > 100 else None
+            with pytest.raises(AccessDenied):
+                await scene.wait()
+            assert scene.now < 150
+
+        scene.play(act())
+        assert scene.kept() == [0, 1]
+
+
+class TestTelling:
+    """What people are told."""
+
+    def test_progress_is_told_calmly(self, scene: Scene) -> None:
+        """After half a minute, then ever more rarely; once, by the run itself."""
+        scene.accepted(200)
+
+        async def act() -> None:
+            scene.ends = {f"Question {row}#0": 10.0 * row for row in range(200)}
+            await scene.wait()
+
+        scene.play(act())
+        told = scene.told(logging.INFO)
+        assert "/200 done, 0 failed, " in told[0]
+        assert "ETA 2025-" in told[3]
+        assert len(told) == len((30, 90, 210, 450, 930, 1530, "the end"))
+        assert told[-1].startswith("200/200 done")
+        assert scene.told(logging.WARNING) == []
+
+    def test_an_outage_is_told_once_whatever_the_size(self, scene: Scene) -> None:
+        """Also after many jobs have ended: at rising failures, and when it is over."""
+        scene.accepted(250)
+
+        async def act() -> None:
+            scene.ends = {f"Question {row}#0": 400.0 for row in range(100, 250)}
+            scene.instead = lambda job_id: httpx.Response(503) if 300 < scene.now < 900 else None
+            await scene.wait()
+
+        scene.play(act())
+        *trouble, end = scene.told(logging.WARNING)
+        assert 3 <= len(trouble) <= 8
+        assert "answers again" in end
+
+    def test_the_file_is_current(self, scene: Scene) -> None:
+        """From the beginning, and within half a minute at any time."""
+        scene.accepted(50)
+        ages: list[float] = []
+
+        async def act() -> None:
+            scene.ends = {f"Question {row}#0": 5.0 * row for row in range(50)}
+            waiting = asyncio.create_task(scene.wait())
+            await asyncio.sleep(1)
+            while not waiting.done():
+                updated = datetime.fromisoformat(scene.progress["updated_at"]).timestamp()
+                ages.append(scene.clock.time() - updated)
+                await asyncio.sleep(3)
+
+        scene.play(act())
+        assert len(ages) > 50
+        assert max(ages) < 30
+        said = scene.progress
+        assert (said["state"], said["succeeded"], said["pending"], said["eta_seconds"]) == ("ended", 50, 0, 0)
+
+    def test_what_is_said_of_rows(self) -> None:
+        """How many ended well and badly, at what cost, and how long the rest will take."""
+        progress = Progress(total=4, started=0.0)
+        assert (progress.as_json(10.0)["eta_seconds"], "ETA unknown" in progress.line(10.0)) == (None, True)
+        for row in range(2):
+            progress.saw(Landed(row, "g", 1.0, row == 0, None if row else 0.5))
+        assert (progress.succeeded, progress.failed, progress.cost) == (1, 1, 0.5)
+        assert progress.as_json(10.0)["eta_seconds"] == 10
