@@ -33,8 +33,9 @@ _ONE_STORM = 1.0
 _RECOVERY = 0.1
 #: Without a ceiling the limit is lifted again once it is this many times what the service last refused.
 _LIFTED_AT = 4.0
-#: A sender that comes late may catch up on this many seconds of missed turns.
-_CATCH_UP = 0.05
+#: Who comes at most this many seconds late was kept from its turns, and makes them up as far as the window
+#: lets it. Who comes later had nothing to send, and begins one by one.
+_KEPT = 1.0
 #: Clocks here and at the service do not agree to the microsecond: a window is this much longer than a second.
 _GUARD = 1.002
 
@@ -78,6 +79,7 @@ class RateLimit:
         self.ceiling = math.inf if per_second is None else per_second
         self._rate = self.ceiling
         self._turn = -math.inf
+        self._expected = -math.inf
         self._paused_until = -math.inf
         self._storm_until = -math.inf
         self._refused_rate = math.inf
@@ -95,15 +97,17 @@ class RateLimit:
         :returns: ``0.0``: the request may go now and is counted; else the seconds to wait, then ask again.
         """
         wait = max(self._paused_until, self._turn, self._window_opens()) - now
+        missed = _KEPT if now - self._expected <= _KEPT else 0.0
+        self._expected = now + max(wait, 0.0)
         if wait > 0:
             return wait
         if self._rate < math.inf:
-            self._turn = max(now - _CATCH_UP, self._turn) + 1 / self._rate
+            self._turn = max(now - missed, self._turn) + 1 / self._rate
         self._sent.append(now)
         return 0.0
 
     def _window_opens(self) -> float:
-        """Catching up must not squeeze more than the ceiling into any one second."""
+        """What is made up must not squeeze more than the ceiling into any one second."""
         if self.ceiling == math.inf or len(self._sent) < (count := math.ceil(self.ceiling)):
             return -math.inf
         return self._sent[-count] + _GUARD * count / self.ceiling
