@@ -15,11 +15,12 @@ from airflow_provider_distribute.exceptions import BudgetSpent
 from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from airflow_provider_distribute.ledger.replay import State
     from airflow_provider_distribute.models import Price, Settings
 
-__all__ = ["Budget", "Costs", "Tokens"]
+__all__ = ["Budget", "Costs", "Tokens", "spent"]
 
 #: English text has about this many characters to a token.
 _CHARACTERS_PER_TOKEN = 4
@@ -27,6 +28,8 @@ _CHARACTERS_PER_TOKEN = 4
 _PER_MESSAGE = 4
 #: Tokens an answer is taken to have at most when the request sets no limit.
 _UNLIMITED_ANSWER = 1024
+#: Tokens that say what is wrong with an answer, when a better one is asked for.
+_COMPLAINT = 256
 _MILLION = 1_000_000
 
 
@@ -64,6 +67,16 @@ class Tokens:
         prompt = characters // _CHARACTERS_PER_TOKEN + _PER_MESSAGE * len(messages)
         return cls(prompt, max(1, int(limit)) * int(answers))
 
+    @classmethod
+    def kept(cls, request: Mapping[str, Any]) -> Tokens:
+        """Guess from a request as a run keeps it; the same as from the body it was kept with."""
+        return cls.estimated({**request["params"], "messages": request["messages"]})
+
+    @property
+    def repair(self) -> Tokens:
+        """What asking for a better answer takes, which reads the first one again, however long it was."""
+        return Tokens(self.prompt + self.completion + _COMPLAINT, self.completion)
+
 
 def _characters(content: object) -> int:
     if isinstance(content, str):
@@ -96,6 +109,25 @@ class Costs:
         if price is None or tokens is None:
             return None
         return (tokens.prompt * price.prompt + tokens.completion * price.completion) / _MILLION
+
+
+def spent(lines: Iterable[Mapping[str, Any]], state: State, costs: Costs) -> float:
+    """
+    Return what everything that was sent so far is estimated to cost, in US dollars.
+
+    :param lines: The run's requests, as they were kept.
+    :param state: How often each of them was sent.
+    """
+    total = 0.0
+    for line in lines if any(state.sends) else ():
+        repairs = state.repairs[line["row"]]
+        sends = state.sends[line["row"]] - repairs
+        if sends or repairs:
+            model, needs = line["request"]["model"], Tokens.kept(line["request"])
+            total += sends * (costs.of(model, needs) or 0.0) + repairs * (
+                costs.of(model, needs.repair) or 0.0
+            )
+    return total
 
 
 class Budget:

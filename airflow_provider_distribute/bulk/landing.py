@@ -61,6 +61,7 @@ class Landing:
     again: set[int] = field(default_factory=set)
     going_on: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unknown_rows: set[int] = field(default_factory=set)
 
     def count(self, row_number: int, row: Row) -> None:
         """Count a row."""
@@ -72,6 +73,8 @@ class Landing:
             self.again.add(row_number)
         if row.status == "expired" and row.job_id and len(self.going_on) < MOST_NAMED:
             self.going_on.append(row.job_id)
+        if row.status == "unknown":
+            self.unknown_rows.add(row_number)
         if row.status == "unknown" and len(self.unknown) < MOST_NAMED:
             self.unknown.append(row.custom_id)
 
@@ -183,13 +186,14 @@ def _ended(blank: Row, result: Mapping[str, Any], seen_at: str | None, run: Run)
     )
     if result["status"] != "succeeded":
         return replace(row, status="failed", error=result["error"])
-    content, calls = result["content"], result["tool_calls"]
-    if content is None and calls:
-        return replace(row, status="succeeded", raw_output=to_json(calls))
+    content, wanted = result["content"], run.plan.output_type
+    raw = to_json(result["tool_calls"]) if content is None and result["tool_calls"] else content
+    if raw is not content and wanted.schema is None:
+        return replace(row, status="succeeded", raw_output=raw)
     try:
-        return replace(row, status="succeeded", output=run.plan.output_type.read(content))
+        return replace(row, status="succeeded", output=wanted.read(content))
     except Mismatch as error:
-        return replace(row, status="invalid", raw_output=content, error=_error("invalid_output", str(error)))
+        return replace(row, status="invalid", raw_output=raw, error=_error("invalid_output", str(error)))
 
 
 def _unended(blank: Row, primary: int, state: State) -> Row:

@@ -45,7 +45,7 @@ def manifest_of(run: Run, landing: Landing, *, results: str, now: float) -> dict
         "cost_source": f"estimate: counted tokens, {Costs(plan.settings).source}",
         "duplicates_possible": state.duplicates,
         "unknown": {"rows": landing.counts["unknown"], "custom_ids": landing.unknown},
-        "going_on": {"jobs": landing.counts["expired"] + state.abandoned, "job_ids": landing.going_on},
+        "going_on": {"jobs": landing.counts["expired"], "job_ids": landing.going_on},
         "submitted_at": _iso(min(submitted)) if submitted else None,
         "finished_at": _iso(now),
     }

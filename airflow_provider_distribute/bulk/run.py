@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens
+from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens, spent
 from airflow_provider_distribute.bulk.inputs import MOST_PROBLEMS, Defaults, Item, Shard, items_of
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.exceptions import (
@@ -26,11 +26,12 @@ from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.ledger.records import Asking, Opened, Settled
 from airflow_provider_distribute.ledger.requests import RequestWriter, read_requests
+from airflow_provider_distribute.ledger.spans import spans
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from airflow_provider_distribute.bulk.inputs import Source
     from airflow_provider_distribute.bulk.output_types import OutputType
@@ -89,16 +90,6 @@ class Staged:
     tokens: Tokens
     costs: array[float]
     copies: Mapping[int, int]
-
-    def budget(self, limit: float | None, sends: Iterable[int]) -> Budget:
-        """
-        Return what may still be spent.
-
-        :param limit: US dollars; ``None``: no limit.
-        :param sends: How often each row was, or may have been, sent before.
-        """
-        spent = sum(cost * sent for cost, sent in zip(self.costs, sends, strict=True)) if limit else 0.0
-        return Budget(limit, self.costs, spent)
 
     @property
     def cost(self) -> float | None:
@@ -251,7 +242,8 @@ class Run:
                 "behind and pay for the new input."
             )
         log.warning(
-            "The input has changed: starting over. %d jobs accepted for the old input go on and are billed.",
+            "The input has changed: starting over. %d jobs were accepted for the old input; those that have "
+            "not ended go on, and all are billed.",
             jobs,
         )
         folder = f"requests/{self.writer}"
@@ -264,9 +256,19 @@ class Run:
         """Record that rows are asked once more in this attempt."""
         self._note(Asking.of(rows))
 
-    def settle(self, again: set[int]) -> None:
-        """Record that the outcome was landed, and which rows a later attempt asks again."""
-        self._note(Settled.of(again))
+    def settle(self, again: set[int], unknown: set[int]) -> None:
+        """Record that the outcome was landed, which rows are asked again later, and which are unknown."""
+        self._note(Settled(spans(again), spans(unknown)))
+
+    def budget(self, estimates: Sequence[float] | Mapping[int, float]) -> Budget:
+        """
+        Return what may still be spent.
+
+        :param estimates: US dollars for each row that may be sent.
+        """
+        limit = self.plan.max_cost
+        so_far = 0.0 if limit is None else spent(self.lines(), self.state, Costs(self.plan.settings))
+        return Budget(limit, estimates, so_far)
 
     def _note(self, *records: Record) -> None:
         self.journal.append(records)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from airflow_provider_distribute.ledger.spans import rows_in, spans
 
@@ -25,6 +25,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "Settled",
+    "Stopped",
     "Ticket",
     "Unanswered",
     "Unsent",
@@ -179,12 +180,6 @@ class Unsent(_Rows):
     name: ClassVar[str] = "unsent"
 
 
-class Settled(_Rows):
-    """The outcome was landed; a later attempt asks these rows again."""
-
-    name: ClassVar[str] = "settled"
-
-
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The service took requests and handed back these tickets."""
@@ -221,10 +216,60 @@ class Refused:
         return cls(tuple(Refusal(*entry) for entry in fields))
 
 
-Record: TypeAlias = Opened | Asking | Intended | Accepted | Unanswered | Unsent | Refused | Settled
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """
+    Sending ended before the last row; it begins again with the next :class:`Asking`.
+
+    :param reason: ``budget``: the next request might have passed the author's cost limit; ``deadline``: the
+        time was up; ``denied``: the key, the balance or the permission does not allow it.
+    :param message: For people.
+    """
+
+    name: ClassVar[str] = "stopped"
+
+    reason: Literal["budget", "deadline", "denied"]
+    message: str
+
+    def as_json(self) -> object:
+        """Return the record as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Stopped:
+        """Read the record."""
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """
+    The outcome was landed. What is in neither span has ended well.
+
+    :param again: Rows that a later attempt asks again.
+    :param unknown: Rows of which nobody knows whether their newest request was taken.
+    """
+
+    name: ClassVar[str] = "settled"
+
+    again: str
+    unknown: str
+
+    def as_json(self) -> object:
+        """Return the record as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Settled:
+        """Read the record."""
+        return cls(**fields)
+
+
+Record: TypeAlias = Opened | Asking | Intended | Accepted | Unanswered | Unsent | Refused | Stopped | Settled
 
 _KINDS: Mapping[str, Any] = {
-    kind.name: kind for kind in (Opened, Asking, Intended, Accepted, Unanswered, Unsent, Refused, Settled)
+    kind.name: kind
+    for kind in (Opened, Asking, Intended, Accepted, Unanswered, Unsent, Refused, Stopped, Settled)
 }
 
 

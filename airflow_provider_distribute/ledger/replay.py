@@ -18,6 +18,7 @@ from airflow_provider_distribute.ledger.records import (
     Refusal,
     Refused,
     Settled,
+    Stopped,
     Unanswered,
     Unsent,
 )
@@ -54,6 +55,8 @@ class State:
     :ivar opened: The last attempt; ``None``: there is no run.
     :ivar last: Number of the last object.
     :ivar tickets: The newest ticket of each row that ever got one.
+    :ivar superseded: Older tickets, each with its row, and all tickets of an input that was replaced. Their
+        jobs ran, or run, and are billed.
     :ivar accepted_at: When each row's newest ticket was handed back, in epoch seconds; 0: never.
     :ivar open: Rows that the last attempt asks and has not intended yet.
     :ivar intended: Rows that the last attempt intended and did not record.
@@ -61,14 +64,16 @@ class State:
     :ivar refusals: Rows whose newest request was refused.
     :ivar again: Rows that were landed and that a later attempt asks again.
     :ivar sends: How often each row was, or may have been, sent.
+    :ivar repairs: How many of these asked for a better answer.
     :ivar duplicates: Requests sent although an earlier one for the same row may have been taken.
     :ivar rounds: How often the last attempt began to ask: once, and once more for each repair.
-    :ivar abandoned: How many tickets an input that was replaced had. Their jobs went on and were billed.
+    :ivar stopped: Why the last attempt stopped sending before the last row; ``None``: it did not.
     """
 
     opened: Opened | None = None
     last: int = 0
     tickets: dict[int, str] = field(default_factory=dict)
+    superseded: set[tuple[int, str]] = field(default_factory=set)
     accepted_at: array[float] = field(default_factory=lambda: array("d"))
     open: set[int] = field(default_factory=set)
     intended: set[int] = field(default_factory=set)
@@ -76,9 +81,10 @@ class State:
     refusals: dict[int, Refusal] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
     sends: array[int] = field(default_factory=lambda: array("H"))
+    repairs: array[int] = field(default_factory=lambda: array("H"))
     duplicates: int = 0
     rounds: int = 0
-    abandoned: int = 0
+    stopped: Stopped | None = None
 
     @property
     def count(self) -> int:
@@ -105,10 +111,13 @@ class State:
         """
         Yield the rows to wait for, each with its ticket.
 
+        A row that is asked again is waited for under its old ticket until there is a new one: that job is
+        paid for, and may end well.
+
         :param landed: Tickets whose rows have all been seen ended.
         """
         for row, ticket in self.tickets.items():
-            if ticket not in landed and row not in self.refusals and row not in self.open:
+            if ticket not in landed:
                 yield row, ticket
 
     def after(self, record: Record) -> State:
@@ -124,11 +133,13 @@ class State:
                 opened=record,
                 last=self.last,
                 accepted_at=array("d", bytes(8 * record.count)),
+                superseded=self.superseded | set(self.tickets.items()),
                 sends=array("H", bytes(2 * record.count)),
-                abandoned=self.abandoned + len(set(self.tickets.values())),
+                repairs=array("H", bytes(2 * record.count)),
             )
         self.opened = record
         self.rounds = 0
+        self.stopped = None
         self.doubt |= self.intended
         self.intended = set()
         return self
@@ -140,6 +151,7 @@ class State:
     @_apply.register
     def _(self, record: Asking) -> None:
         self.rounds += 1
+        self.stopped = None
         self.open = set(record)
         self.again -= self.open
         for row in self.open:
@@ -150,6 +162,7 @@ class State:
         for row in record:
             self.duplicates += row in self.doubt
             self.sends[row] += 1
+            self.repairs[row] += self.rounds > 1
             self.open.discard(row)
             self.intended.add(row)
 
@@ -158,6 +171,7 @@ class State:
         for row in record:
             self.duplicates -= row in self.doubt
             self.sends[row] -= 1
+            self.repairs[row] -= self.rounds > 1
             self.intended.discard(row)
             self.open.add(row)
 
@@ -171,6 +185,8 @@ class State:
     def _(self, record: Accepted) -> None:
         for ticket in record.tickets:
             for row in rows_in(ticket.rows):
+                if self.tickets.get(row, ticket.id) != ticket.id:
+                    self.superseded.add((row, self.tickets[row]))
                 self.tickets[row] = ticket.id
                 self.accepted_at[row] = ticket.at
                 self._answered(row)
@@ -182,8 +198,14 @@ class State:
             self._answered(refusal.row)
 
     @_apply.register
+    def _(self, record: Stopped) -> None:
+        self.stopped = record
+
+    @_apply.register
     def _(self, record: Settled) -> None:
-        self.again = set(record)
+        self.again = set(rows_in(record.again))
+        self.doubt = set(rows_in(record.unknown))
+        self.intended = set()
 
     def _answered(self, row: int) -> None:
         self.intended.discard(row)

@@ -216,7 +216,7 @@ class AsyncChatBulkOperator(BaseOperator):
                 run = self._open(self._run_path(plan.owner), plan)
                 staged = run.take_up(source, now=time.time())
             self._say_what_is_left(run, staged.cost)
-            self._send(run, hook, staged.budget(plan.max_cost, run.state.sends), context, deadline)
+            self._send(run, hook, run.budget(staged.costs), context, deadline)
             return self._wait(run, hook, context, deadline)
 
     def _plan(self, settings: Settings, context: Context) -> Plan:
@@ -468,7 +468,7 @@ class AsyncChatBulkOperator(BaseOperator):
             return self._wait(run, hook, context, deadline)
         self._manifest = manifest_of(run, landing, results=format_.file, now=time.time())
         write_manifest(run, self._manifest)
-        run.settle(landing.again)
+        run.settle(landing.again, landing.unknown_rows)
         self._count(run, landing)
         self._say_how_it_ended(landing)
         self._raise_if_incomplete(landing)

@@ -191,7 +191,7 @@ def test_stopping_wakes_those_who_wait_for_a_turn(world: World) -> None:
 
     async def stopped() -> Submitted:
         async with world.client() as client:
-            budget = staged.budget(None, run.state.sends)
+            budget = run.budget(staged.costs)
             sending = Submission.of(run, client, budget, deadline=FAR)
             task = asyncio.create_task(sending.run())
             while not world.service.paid:  # noqa: ASYNC110  the service has no event

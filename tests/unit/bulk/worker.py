@@ -56,7 +56,7 @@ def main(mode: str, path: str, url: str, rows: int) -> None:
         return
     run = Run(directory, plan)
     staged = run.take_up(source_of(prompts(rows)), now=time.time())
-    asyncio.run(send(run, staged.budget(None, run.state.sends)))
+    asyncio.run(send(run, run.budget(staged.costs)))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class World:
     async def submit(self, run: Run, staged: Any, *, deadline: float = FAR, **more: Any) -> Submitted:
         """Send what is missing."""
         async with self.client() as client:
-            budget = staged.budget(run.plan.max_cost, run.state.sends)
+            budget = await asyncio.to_thread(run.budget, staged.costs)
             return await Submission.of(run, client, budget, deadline=deadline, **more).run()
 
     async def collect(self, *, deadline: float = FAR, poke_interval: float = 0.1) -> Collection:
@@ -178,7 +178,7 @@ class World:
         landing = land(run, chosen, **more)
         manifest = manifest_of(run, landing, results=chosen.file, now=time.time())
         write_manifest(run, manifest)
-        run.settle(landing.again)
+        run.settle(landing.again, landing.unknown_rows)
         return manifest
 
     def attempt(self, requests: Any, *, deadline: float = FAR, **plan: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from airflow_provider_distribute.ledger.records import (
     Refusal,
     Refused,
     Settled,
+    Stopped,
     Ticket,
     Unanswered,
     Unsent,
@@ -260,17 +261,18 @@ def test_a_ticket_may_cover_many_rows() -> None:
 
 
 def test_a_row_that_is_asked_again_counts_by_its_newest_ticket() -> None:
-    """The old one stays in sight until there is a new one."""
+    """The old one, which is paid for, is waited for until there is a new one, and is not forgotten then."""
     asked = state_after(
         (opened(), Asking("0-11")),
         (Intended("0"), Accepted((Ticket("old", "0", 5.0),))),
-        (Settled("0"),),
+        (Settled("0", ""),),
         (opened(2), Asking("0")),
     )
-    assert (asked.tickets[0], list(asked.pending(landed=()))) == ("old", [])
+    assert list(asked.pending(landed=())) == [(0, "old")]
     asked.after(Intended("0"))
     asked.after(Accepted((Ticket("new", "0", 6.0),)))
     assert (list(asked.pending(landed=())), asked.sends[0], asked.duplicates) == ([(0, "new")], 2, 0)
+    assert asked.superseded == {(0, "old")}
 
 
 def test_sending_an_unknown_row_again_counts_as_a_possible_duplicate() -> None:
@@ -288,8 +290,8 @@ def test_a_refused_row_is_asked_again_only_after_it_was_landed() -> None:
         (Intended("0"), Refused((Refusal(0, "no", 1.0),))),
     ]
     assert 0 not in state_after(*objects).to_ask(doubtful=True)
-    assert 0 in state_after(*objects, (Settled("0"),)).to_ask(doubtful=True)
-    assert state_after(*objects, (Settled("0"),), (opened(2), Asking("0"))).refusals == {}
+    assert 0 in state_after(*objects, (Settled("0", ""),)).to_ask(doubtful=True)
+    assert state_after(*objects, (Settled("0", ""),), (opened(2), Asking("0"))).refusals == {}
 
 
 def test_another_input_starts_over_and_counts_what_it_leaves_behind() -> None:
@@ -299,4 +301,46 @@ def test_another_input_starts_over_and_counts_what_it_leaves_behind() -> None:
         (Intended("0-1"), Accepted((Ticket("a", "0", 1.0), Ticket("b", "1", 1.0)))),
         (opened(2, fingerprint="other", count=3),),
     )
-    assert (state.abandoned, state.tickets, state.to_ask(doubtful=False)) == (2, {}, {0, 1, 2})
+    assert state.superseded == {(0, "a"), (1, "b")}
+    assert (state.tickets, state.to_ask(doubtful=False)) == ({}, {0, 1, 2})
+
+
+def test_the_same_ticket_twice_supersedes_nothing() -> None:
+    """A service may hand back the job that it has already."""
+    taken = Accepted((Ticket("a", "0", 1.0),))
+    state = state_after((opened(), Asking("0-11")), (Intended("0"), taken), (Intended("0"), taken))
+    assert (state.tickets, state.superseded) == ({0: "a"}, set())
+
+
+def test_a_row_that_ended_well_is_out_of_doubt_once_it_was_landed() -> None:
+    """Otherwise it would be paid for again: its old job answered, whatever became of a newer request."""
+    state = state_after(
+        (opened(), Asking("0-11")),
+        (Intended("0-2"), Accepted((Ticket("a", "0", 1.0), Ticket("c", "2", 1.0)))),
+        (Settled("0-1,3", ""),),
+        (opened(2), Asking("0-1,3")),
+        (Intended("0-1"), Unanswered("0-1")),
+        (Settled("3", "1"),),
+    )
+    assert (state.unknown, state.again) == ({1}, {3})
+    assert state.to_ask(doubtful=True) & {0, 1, 2, 3} == {1, 3}
+
+
+def test_why_sending_stopped_stands_until_something_is_asked_again() -> None:
+    """By another attempt, or by a repair."""
+    stopped = Stopped("budget", "enough")
+    objects: list[tuple[Record, ...]] = [(opened(), Asking("0-11")), (stopped,)]
+    assert state_after(*objects).stopped == stopped
+    assert state_after(*objects, (opened(2),)).stopped is None
+    assert state_after(*objects, (Asking("0"),)).stopped is None
+
+
+def test_repairs_are_counted_apart() -> None:
+    """They cost more than the first question; what was surely not taken costs nothing."""
+    state = state_after(
+        (opened(), Asking("0-11")),
+        (Intended("0-1"), Accepted((Ticket("a", "0-1", 1.0),))),
+        (Asking("0-1"),),
+        (Intended("0-1"), Unsent("1")),
+    )
+    assert (list(state.sends[:3]), list(state.repairs[:3])) == ([2, 1, 0], [1, 0, 0])
