@@ -39,7 +39,7 @@ from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.waiting.pool import Waited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 SETTINGS = SERVICES["distribute"].settings.parse("bench", {"api_key": "k", "model": "Llama-3.1 8B"})
 ANSWER = "The answer, in a few hundred words. " * 114
@@ -75,11 +75,12 @@ def record(root: Path) -> None:
 class Answering:
     """A pool that hands out every job at once, in another order than asked."""
 
-    async def wait(self, job_ids: list[str], *, on_end: Callable[[Job], None], **_: Any) -> Waited:
+    async def wait(self, job_ids: Iterable[str], *, on_end: Callable[[Job], bool], **_: Any) -> Waited:
         """Answer for every job."""
-        random.shuffle(job_ids)
-        for number, job_id in enumerate(job_ids):
-            on_end(
+        shuffled = list(job_ids)
+        random.shuffle(shuffled)
+        for number, job_id in enumerate(shuffled):
+            assert on_end(
                 Job(
                     job_id=job_id,
                     service="distribute",
@@ -94,7 +95,7 @@ class Answering:
             )
             if number % 50 == 0:
                 await asyncio.sleep(0.01)
-        return Waited(len(job_ids), (), (), {})
+        return Waited(len(shuffled), (), (), {})
 
 
 def collect(root: Path) -> None:

@@ -21,6 +21,7 @@ import sys
 import time
 import weakref
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from airflow_provider_distribute.client import AsyncClient
@@ -62,6 +63,8 @@ PROGRESS_EVERY = 600.0
 AT_ONCE = 8
 #: Jobs that join or leave before others have theirs; each of a large pool's takes some 40 microseconds.
 SLICE = 50
+#: Jobs of one waiter that are watched at once, oldest first; each takes half a KiB of memory.
+MOST_WATCHED = 75_000
 #: The word for a job that no look has been answered for.
 NOT_SEEN = "not seen yet"
 #: The word for a job that the service does not know, or not yet.
@@ -100,11 +103,16 @@ class Looks:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """``pending`` holds the last status word of each job; ``unseen`` counts those without one."""
+    """
+    ``pending`` holds the last status word of each job, ``unseen`` counts those without one, ``watched`` those
+    that have joined and are looked at.
+    """
 
     pending: dict[str, str]
     on_end: Callable[[Job], bool | None] | None
+    once: bool
     unseen: int
+    watched: int = 0
     stirred: asyncio.Event = field(default_factory=asyncio.Event)
     succeeded: int = 0
     failed: list[str] = field(default_factory=list)
@@ -112,14 +120,32 @@ class _Waiter:
     news: list[str] = field(default_factory=list)
     error: BaseException | None = None
 
-    def took(self, job: Job) -> bool:
-        """Hand a job over that has ended; return whether it need not be looked at again."""
+    @property
+    def satisfied(self) -> bool:
+        return not (self.unseen if self.once else self.pending)
+
+    def saw(self, job_id: str, word: str, job: Job | None) -> bool:
+        """Hear of a look; return whether the job need not be looked at again."""
+        enough = self.once
+        if self.pending[job_id] is NOT_SEEN:
+            self.unseen -= 1
+        self.pending[job_id] = word
+        if job is not None and job.done and self._took(job):
+            enough = True
+        if enough:
+            self.watched -= 1
+            if self.watched == MOST_WATCHED - SLICE:
+                self.stirred.set()
+        if self.satisfied:
+            self.stirred.set()
+        return enough
+
+    def _took(self, job: Job) -> bool:
         try:
             if self.on_end and self.on_end(job) is False:
                 return False
         except Exception as error:
             self.broken(error)
-        self.saw(job.job_id, job.status)
         del self.pending[job.job_id]
         if job.succeeded:
             self.succeeded += 1
@@ -127,16 +153,7 @@ class _Waiter:
             self.failed.append(job.job_id)
             if job.lost:
                 self.lost.append(job.job_id)
-        if not self.pending:
-            self.stirred.set()
         return True
-
-    def saw(self, job_id: str, word: str) -> None:
-        if self.pending[job_id] is NOT_SEEN:
-            self.unseen -= 1
-            if not self.unseen:
-                self.stirred.set()
-        self.pending[job_id] = word
 
     def tell(self, line: str) -> None:
         self.news.append(line)
@@ -196,7 +213,7 @@ class Pool:
         """
         Wait until every job has ended, or until the deadline.
 
-        A job takes about half a KiB of memory; a hundred thousand at once block nobody.
+        They may be very many: they join a slice at a time, those beyond :data:`MOST_WATCHED` as others end.
 
         :param job_ids: The jobs, oldest first as far as known. The same job may be waited for by several.
         :param deadline: Epoch seconds.
@@ -211,13 +228,15 @@ class Pool:
         :raises AccessDenied: the service rejects the connection's key.
         """
         pending = dict.fromkeys(job_ids, NOT_SEEN)
-        waiter = _Waiter(pending, on_end, unseen=len(pending))
-        total = len(pending)
+        waiter = _Waiter(pending, on_end, once, unseen=len(pending))
+        coming, total = iter(tuple(pending)), len(pending)
+        self._everybody.add(waiter)
         try:
-            await self._join(waiter, poke_interval, look_now=look_now or once)
-            while (waiter.unseen if once else pending) and waiter.error is None:
-                if (left := deadline - time.time()) <= 0:
-                    break
+            while not waiter.satisfied and waiter.error is None and (left := deadline - time.time()) > 0:
+                if waiter.watched <= MOST_WATCHED - SLICE and (slice_ := tuple(islice(coming, SLICE))):
+                    self._join(waiter, slice_, poke_interval, look_now=look_now or once)
+                    await asyncio.sleep(0)
+                    continue
                 # Not wait_for(): on Python 3.11 it keeps a second task for each waiter.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left, progress_every)):
@@ -244,25 +263,17 @@ class Pool:
         self._schedule.hint(job_id, now=time.monotonic())
         self._stirred.set()
 
-    async def _join(self, waiter: _Waiter, poke_interval: float, *, look_now: bool) -> None:
-        self._everybody.add(waiter)
-        alone = (waiter,)
-        job_ids = tuple(waiter.pending)
-        for start in range(0, len(job_ids), SLICE):
-            if start:
-                await asyncio.sleep(0)
-            now = time.monotonic()
-            for job_id in job_ids[start : start + SLICE]:
-                others = self._waiters.get(job_id)
-                self._waiters[job_id] = (*others, waiter) if others else alone
-                self._schedule.add(job_id, now=now, poke_interval=poke_interval)
-                if look_now:
-                    self._schedule.hint(job_id, now=now)
-            self._wake()
-            if waiter.error is not None:
-                return
-
-    def _wake(self) -> None:
+    def _join(
+        self, waiter: _Waiter, job_ids: tuple[str, ...], poke_interval: float, *, look_now: bool
+    ) -> None:
+        now, alone = time.monotonic(), (waiter,)
+        for job_id in job_ids:
+            others = self._waiters.get(job_id)
+            self._waiters[job_id] = (*others, waiter) if others else alone
+            self._schedule.add(job_id, now=now, poke_interval=poke_interval)
+            if look_now:
+                self._schedule.hint(job_id, now=now)
+        waiter.watched += len(job_ids)
         self._stirred.set()
         if self._runner is None or self._runner.done():
             # An empty context: what the pool logs is not the first waiter's business alone.
@@ -376,16 +387,16 @@ class Pool:
         else:
             self._unfound_since.pop(job_id, None)
         self._answered(client, job_id)
-        waiters = tuple(waiter for waiter in self._waiters.get(job_id, ()) if waiter in self._everybody)
-        if job is not None and job.done:
-            waiters = self._waiters[job_id] = tuple(waiter for waiter in waiters if not waiter.took(job))
-        self._schedule.saw(job_id, done=not waiters, now=time.monotonic())
-        if not waiters:
-            self._forget(job_id)
-            return
         word = sys.intern(NOT_FOUND if job is None else job.status)
-        for waiter in waiters:
-            waiter.saw(job_id, word)
+        waiters = self._waiters.get(job_id, ())
+        present = [waiter for waiter in waiters if waiter in self._everybody]
+        staying = tuple(waiter for waiter in present if not waiter.saw(job_id, word, job))
+        ended = job is not None and job.done and not staying
+        self._schedule.saw(job_id, done=ended, now=time.monotonic())
+        if not staying:
+            self._forget(job_id)
+        elif len(staying) < len(waiters):
+            self._waiters[job_id] = staying
 
     def _not_found(self, job_id: str) -> Job | None:
         if job_id not in self._waiters:

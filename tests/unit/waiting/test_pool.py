@@ -444,6 +444,27 @@ class TestSize:
         scene.play(act())
         assert max(abs(later - earlier) for earlier, later in itertools.pairwise(watched)) == SLICE
 
+    @pytest.mark.parametrize("once", [False, True])
+    def test_the_youngest_join_as_others_end(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch, once: bool
+    ) -> None:
+        """Only so many are watched at once, and nobody is forgotten over that."""
+        monkeypatch.setattr("airflow_provider_distribute.waiting.pool.MOST_WATCHED", 3 * SLICE)
+        watched: list[int] = []
+
+        def on_end(job: Job) -> bool:
+            watched.append(len(scene.pool._schedule))
+            return True
+
+        async def act() -> None:
+            scene.ends = dict.fromkeys(ids(self.COUNT)[once:], (10.0, "succeeded"))
+            await asyncio.sleep(20 * once)
+            waited = await scene.wait(*ids(self.COUNT), on_end=on_end, once=once)
+            assert (waited.succeeded, len(waited.pending)) == (self.COUNT - once, once)
+
+        scene.play(act())
+        assert max(watched) == 3 * SLICE
+
     def test_whoever_leaves_while_he_joins_leaves_nothing(self, scene: Scene) -> None:
         """Of what he had not brought in yet, another's stays."""
 
@@ -709,7 +730,7 @@ class TestTrouble:
         heard = Heard()
 
         async def act() -> None:
-            scene.ends = {"a": (HOUR, "succeeded"), "b": (2 * HOUR - 60, "succeeded")}
+            scene.ends = {"a": (HOUR, "succeeded"), "b": (2 * HOUR - 300, "succeeded")}
             await scene.wait("a", "b", poke_interval=60.0, logger=heard.logger)
 
         scene.play(act())
