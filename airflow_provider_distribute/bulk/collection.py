@@ -165,22 +165,23 @@ class Collection:
                 remedy="whoever waits, such as the triggerer, has to see what the worker wrote: set "
                 "result_path to a storage that all machines share, and clear the task",
             )
-        pending = dict(state.pending(landed=()))
         self.progress = Progress(
             started=time.time(),
-            total=len(pending),
             refused=len(state.refusals),
             unknown=len(state.unknown),
             not_sent=len(state.open),
         )
+        seen = bytearray(state.count)
         for head, _ in read_rows(self._directory):
-            if pending.get(head.row) == head.ticket:
-                del pending[head.row]
+            if state.tickets.get(head.row) == head.ticket and not seen[head.row]:
+                seen[head.row] = True
                 self.progress.saw(head)
-        self.progress.ended_before = self.progress.ended
-        for row, ticket in pending.items():
-            others = self._rows_of.get(ticket, ())
-            self._rows_of[ticket] = row if others == () else (*_rows(others), row)
+        self.progress.ended_before = self.progress.total = self.progress.ended
+        for row, ticket in state.pending(landed=()):
+            if not seen[row]:
+                others = self._rows_of.get(ticket, ())
+                self._rows_of[ticket] = row if others == () else (*_rows(others), row)
+                self.progress.total += 1
 
     async def run(self, pool: Pool, *, deadline: float, poke_interval: float) -> None:
         """

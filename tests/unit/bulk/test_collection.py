@@ -171,6 +171,20 @@ class TestReading:
 
         scene.play(act())
 
+    def test_rows_of_a_damaged_object_are_looked_at_again(self, scene: Scene) -> None:
+        """Its whole lines count; the service may still have the rest."""
+        scene.accepted(4)
+
+        async def act() -> None:
+            await scene.wait(deadline=0)
+
+        scene.play(act())
+        (damaged,) = (scene.world.path / "rows").glob("*/*")
+        damaged.write_bytes(b"".join(damaged.read_bytes().splitlines(keepends=True)[:2]) + b"rubbish")
+        before = len(scene.looks)
+        scene.play(act())
+        assert (len(scene.looks) - before, scene.kept()) == (2, [0, 1, 2, 3])
+
     def test_each_row_of_a_ticket_counts_for_itself(self, scene: Scene) -> None:
         """A ticket of many rows of which one came back is waited for, for the others."""
         run, _ = scene.world.take_up(prompts(4))
