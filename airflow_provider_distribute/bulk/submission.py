@@ -45,6 +45,8 @@ __all__ = ["Submission", "Submitted"]
 
 log = logging.getLogger(__name__)
 
+#: Waits between requests to a service that does not answer.
+BACKOFF = Backoff(base=1.0, cap=60.0)
 #: An outcome waits at most this many seconds for others to be recorded with it.
 _PATIENCE = 2.0
 #: How often a request whose outcome is unknown is sent again within one attempt.
@@ -118,7 +120,7 @@ class Submission:
         self._logger = logger
         self._submitted = Submitted()
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
-        self._outage = Outage(Backoff(base=1.0, cap=60.0), self._rng)
+        self._outage = Outage(BACKOFF, self._rng)
         self._width = max(1, min(window, client.settings.max_connections))
         self._places = Window(window)
         self._unread = iter(requests)

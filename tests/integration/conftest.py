@@ -56,6 +56,12 @@ def chat_dags(airflow: AirflowUnderTest) -> None:
     airflow.add_dag("chat_spine", HERE / "dags" / "chat.py")
 
 
+@pytest.fixture(scope="session")
+def bulk_dag(airflow: AirflowUnderTest) -> None:
+    """Put the Dag of the bulk tests into Airflow."""
+    airflow.add_dag("bulk", HERE / "dags" / "bulk.py")
+
+
 @pytest.fixture
 def emulator(tmp_path: Path) -> Iterator[EmulatorProcess]:
     """Return an emulator of both services that has seen nothing yet."""

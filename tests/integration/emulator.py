@@ -62,6 +62,11 @@ class EmulatorProcess:
         self._control.close()
         self._process.stop()
 
+    @property
+    def port(self) -> int | None:
+        """The port it listens on."""
+        return httpx.URL(self._places["control"]).port
+
     def connect(self, airflow: AirflowUnderTest, service: str = "distribute", **extra: Any) -> str:
         """
         Store a connection to a service in Airflow.
@@ -69,7 +74,7 @@ class EmulatorProcess:
         :param extra: fields of its extra.
         :return: its id, which no other emulator's connection has.
         """
-        conn_id = f"{service}_{httpx.URL(self._places[service]).port}"
+        conn_id = f"{service}_{self.port}"
         self.connect_as(conn_id, airflow, service, **extra)
         return conn_id
 
@@ -114,24 +119,26 @@ class EmulatorProcess:
         """How many requests asked how a job is doing, whatever they were answered."""
         return sum(sum(operations.get("look", {}).values()) for operations in self.stats["requests"].values())
 
+    def _pages(self, path: str, key: str, **wanted: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        after: int | None = wanted.pop("after", 0)
+        while after is not None:
+            page = self._ask("GET", path, params={**wanted, "after": after})
+            found += page[key]
+            after = page["next"]
+        return found
+
     def entries(self, **wanted: Any) -> list[dict[str, Any]]:
         """
         Return the requests it got, oldest first.
 
         :param wanted: the ledger's columns, e.g. ``operation="submit"``; ``after``, a sequence number.
         """
-        entries: list[dict[str, Any]] = []
-        after: int | None = wanted.pop("after", 0)
-        while after is not None:
-            page = self._ask("GET", "/ledger", params={**wanted, "after": after})
-            entries += page["entries"]
-            after = page["next"]
-        return entries
+        return self._pages("/ledger", "entries", **wanted)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return all jobs (at most 1,000), those of one service after those of the other."""
-        jobs: list[dict[str, Any]] = self._ask("GET", "/jobs")["jobs"]
-        return jobs
+        """Return all jobs, those of one service after those of the other."""
+        return self._pages("/jobs", "jobs")
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs."""
@@ -140,6 +147,10 @@ class EmulatorProcess:
     def fault(self, kind: str, **fields: Any) -> None:
         """Let something go wrong from now on; see :mod:`airflow_provider_distribute.emulator.faults`."""
         self._ask("POST", "/faults", json={"kind": kind, **fields})
+
+    def forget_faults(self) -> None:
+        """Let nothing go wrong any more."""
+        self._ask("DELETE", "/faults")
 
     def outage(self, mode: str, *, seconds: float) -> None:
         """

@@ -115,6 +115,10 @@ class AirflowUnderTest(Deployment):
         slots: int = self.request("GET", f"/pools/{pool}")["running_slots"]
         return slots
 
+    def tries(self, run: Run) -> dict[str, int]:
+        """Return how many attempts each task has had, by its label."""
+        return {label(ti): ti["try_number"] for ti in self.task_instances(run)}
+
     def clear(self, run: Run, *task_ids: str) -> None:
         """Clear tasks of the run, so that they run again."""
         body = {"dry_run": False, "dag_run_id": run.run_id, "task_ids": task_ids, "only_failed": False}
@@ -145,6 +149,38 @@ class AirflowUnderTest(Deployment):
         with self._engine.begin() as connection:
             result = connection.execute(sqlalchemy.text(query), parameters)
             return [dict(row._mapping) for row in result] if result.returns_rows else []
+
+    def trigger_rows(self, run: Run) -> dict[str, dict[str, Any]]:
+        """Return the id and the stored arguments of each waiting task's trigger, by task id."""
+        rows = self.sql(
+            "SELECT task_id, trigger.id, kwargs FROM trigger JOIN task_instance ON trigger_id = trigger.id"
+            " WHERE run_id = :run_id AND dag_id = :dag_id",
+            run_id=run.run_id,
+            dag_id=run.dag_id,
+        )
+        return {row["task_id"]: {"id": row["id"], "kwargs": row["kwargs"]} for row in rows}
+
+    def files_with(self, text: str) -> set[str]:
+        """Return the files below Airflow's home, logs of tasks and parts among them, that hold a text."""
+        files = (path for path in self.home.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.home)) for path in files if text.encode() in path.read_bytes()}
+
+    def tables_with(self, text: str) -> set[str]:
+        """Return the tables of Airflow's database that hold a text, in whatever column and row."""
+        tables = self.sql(
+            "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'"
+        )
+        return {
+            table["name"]
+            for table in tables
+            # A whole row as text shows bytes as hexadecimal digits.
+            if self.sql(
+                f'SELECT 1 FROM "{table["name"]}" AS a_row'  # noqa: S608  the database's own names
+                " WHERE strpos(a_row::text, :plain) > 0 OR strpos(a_row::text, :hexadecimal) > 0 LIMIT 1",
+                plain=text,
+                hexadecimal=text.encode().hex(),
+            )
+        }
 
     def kill(self, component: str) -> None:
         """SIGKILL a component with all its children, as if its machine were lost."""

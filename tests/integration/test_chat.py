@@ -12,7 +12,6 @@ import pytest
 from tests.integration.emulator import PLANTED_KEY, prompts
 
 if TYPE_CHECKING:
-    from demo.deployment import Run
     from tests.integration.emulator import EmulatorProcess
     from tests.integration.harness import AirflowUnderTest
 
@@ -23,11 +22,6 @@ EXAMPLES = [
     for path in sorted(Path(__file__).parents[2].joinpath("example_dags").glob("*.py"))
     if not path.stem.startswith("example_bulk")
 ]
-
-
-def tries(airflow: AirflowUnderTest, run: Run) -> dict[str, int]:
-    """Return how many attempts each task has had."""
-    return {ti["task_id"]: ti["try_number"] for ti in airflow.task_instances(run)}
 
 
 @pytest.mark.every_airflow
@@ -100,7 +94,7 @@ def test_deadline_fails_the_sensor_for_good(airflow: AirflowUnderTest, emulator:
         {"conn_id": emulator.connect(airflow, "inference_net"), "job_ids": [ended, pending]},
     )
     assert airflow.wait_for_run(run).tasks == {"wait": "failed"}
-    assert tries(airflow, run) == {"wait": 1}
+    assert airflow.tries(run) == {"wait": 1}
     [word] = [job["status"] for job in emulator.jobs() if job["id"] == pending]
     log = airflow.task_log(run, "wait")
     assert f"The deadline passed with 1 of 2 jobs still pending: {pending} ({word})." in log
@@ -114,6 +108,6 @@ def test_rejected_key_fails_at_once(airflow: AirflowUnderTest, emulator: Emulato
     airflow.wait_for_task(run, "wait", "deferred")
     emulator.fault("401", operation="look", value=f"{PLANTED_KEY} was revoked")
     assert airflow.wait_for_run(run).tasks == {"wait": "failed"}
-    assert tries(airflow, run) == {"wait": 1}
+    assert airflow.tries(run) == {"wait": 1}
     log = airflow.task_log(run, "wait")
     assert "correct the connection's password, then clear the task" in log

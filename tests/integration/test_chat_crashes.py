@@ -46,17 +46,6 @@ def paid_by_question(emulator: EmulatorProcess) -> dict[int, int]:
     return dict(Counter(int(job["request"]["metadata"]["airflow_index"]) for job in emulator.jobs()))
 
 
-def trigger_rows(airflow: AirflowUnderTest, run: Run) -> dict[str, dict[str, Any]]:
-    """Return the id and the stored arguments of each waiting task's trigger."""
-    rows = airflow.sql(
-        "SELECT task_id, trigger.id, kwargs FROM trigger JOIN task_instance ON trigger_id = trigger.id"
-        " WHERE run_id = :run_id AND dag_id = :dag_id",
-        run_id=run.run_id,
-        dag_id=run.dag_id,
-    )
-    return {row["task_id"]: {"id": row["id"], "kwargs": row["kwargs"]} for row in rows}
-
-
 @pytest.mark.every_airflow
 def test_waiting_resumes_when_the_triggerer_is_killed(
     airflow: AirflowUnderTest, emulator: EmulatorProcess
@@ -65,12 +54,12 @@ def test_waiting_resumes_when_the_triggerer_is_killed(
     run = ask(airflow, emulator)
     airflow.wait_for_task(run, "ask", "deferred")
     wait_until_looked_at(airflow, emulator)
-    before = trigger_rows(airflow, run)
+    before = airflow.trigger_rows(run)
     airflow.kill("triggerer")
     looks = emulator.looks
     airflow.start("triggerer")
     wait_until_looked_at(airflow, emulator, more_than=looks)
-    assert trigger_rows(airflow, run) == before
+    assert airflow.trigger_rows(run) == before
     assert "deadline" in before["ask"]["kwargs"]
     emulator.finish()
     assert airflow.wait_for_run(run).state == "success"
@@ -193,7 +182,7 @@ def test_garbage_in_a_trigger_row_fails_that_task_alone(
     airflow.wait_until(
         lambda: set(airflow.task_states(run).values()) == {"deferred"}, what="all three sensors are deferred"
     )
-    rows = trigger_rows(airflow, run)
+    rows = airflow.trigger_rows(run)
     for task_id, kwargs in GARBAGE.items():
         airflow.sql(
             "UPDATE trigger SET kwargs = :kwargs WHERE id = :id",

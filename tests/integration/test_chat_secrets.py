@@ -49,32 +49,6 @@ with DAG("chat_secrets", schedule=None):
 THE_AUTHORS = {"dag_code", "serialized_dag", "rendered_task_instance_fields", "xcom"}
 
 
-def files_with(airflow: AirflowUnderTest, text: str) -> set[str]:
-    """Return the files below Airflow's home, logs of tasks and components among them, that hold a text."""
-    files = (path for path in airflow.home.rglob("*") if path.is_file())
-    return {str(path.relative_to(airflow.home)) for path in files if text.encode() in path.read_bytes()}
-
-
-def tables_with(airflow: AirflowUnderTest, text: str) -> set[str]:
-    """Return the tables of Airflow's database that hold a text, in whatever column and row."""
-    tables = airflow.sql(
-        "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'"
-    )
-    names = [table["name"] for table in tables]
-    assert {"connection", "log", "task_instance", "trigger"} < set(names)
-    return {
-        name
-        for name in names
-        # A whole row as text shows bytes as hexadecimal digits.
-        if airflow.sql(
-            f'SELECT 1 FROM "{name}" AS a_row'  # noqa: S608  the names are the database's own
-            " WHERE strpos(a_row::text, :plain) > 0 OR strpos(a_row::text, :hexadecimal) > 0 LIMIT 1",
-            plain=text,
-            hexadecimal=text.encode().hex(),
-        )
-    }
-
-
 def test_no_key_and_no_prompt_is_left_behind(airflow: AirflowUnderTest, emulator: EmulatorProcess) -> None:
     """
     Tasks that end well and in every bad way leave neither in logs, triggers, events, states or tables.
@@ -90,9 +64,9 @@ def test_no_key_and_no_prompt_is_left_behind(airflow: AirflowUnderTest, emulator
     for service in SERVICES:
         airflow.wait_for_task(run, f"{service}_{ANSWERED}", "deferred")
     job_ids = emulator.job_ids()
-    assert tables_with(airflow, job_ids[0]) >= {"trigger", "task_instance"}
-    assert tables_with(airflow, PLANTED_KEY) == set()
-    assert tables_with(airflow, PLANTED_PROMPT) - THE_AUTHORS == set()
+    assert airflow.tables_with(job_ids[0]) >= {"trigger", "task_instance"}
+    assert airflow.tables_with(PLANTED_KEY) == set()
+    assert airflow.tables_with(PLANTED_PROMPT) - THE_AUTHORS == set()
 
     emulator.finish()
     expected = {f"{service}_{case}": "failed" for service in SERVICES for case in FAULTS}
@@ -100,7 +74,7 @@ def test_no_key_and_no_prompt_is_left_behind(airflow: AirflowUnderTest, emulator
     assert airflow.wait_for_run(run).tasks == expected
 
     assert "This key will not do: ***" in airflow.task_log(run, "distribute_look_denied")
-    assert tables_with(airflow, PLANTED_PROMPT) == THE_AUTHORS
-    assert tables_with(airflow, PLANTED_KEY) == set()
-    assert files_with(airflow, PLANTED_PROMPT) == {"dags/chat_secrets.py"}
-    assert files_with(airflow, PLANTED_KEY) == set()
+    assert airflow.tables_with(PLANTED_PROMPT) == THE_AUTHORS
+    assert airflow.tables_with(PLANTED_KEY) == set()
+    assert airflow.files_with(PLANTED_PROMPT) == {"dags/chat_secrets.py"}
+    assert airflow.files_with(PLANTED_KEY) == set()

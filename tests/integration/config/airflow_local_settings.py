@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Time, compressed: a pool's waits after looks without an answer are a fortieth of what they are elsewhere.
+Time, compressed: waits after requests without an answer are a fortieth of what they are elsewhere.
 
 Airflow imports this file in each of its processes. Ten minutes of outage then pass in fifteen seconds, with
-as many looks; everything else is as it is anywhere. Tasks, which are forked, find the package imported, too.
+as many requests; everything else is as it is anywhere. Tasks, which are forked, find the package imported,
+too.
 """
 
 from __future__ import annotations
 
+from airflow_provider_distribute.bulk import submission
 from airflow_provider_distribute.pacing import Backoff
 from airflow_provider_distribute.waiting import pool
 
@@ -16,4 +18,12 @@ from airflow_provider_distribute.waiting import pool
 __all__: list[str] = []
 
 COMPRESSION = 40
-pool.BACKOFF = Backoff(base=pool.BACKOFF.base / COMPRESSION, cap=pool.BACKOFF.cap / COMPRESSION)
+
+
+def compressed(backoff: Backoff) -> Backoff:
+    """Return the same waits, as much shorter."""
+    return Backoff(base=backoff.base / COMPRESSION, cap=backoff.cap / COMPRESSION)
+
+
+pool.BACKOFF = compressed(pool.BACKOFF)
+submission.BACKOFF = compressed(submission.BACKOFF)
