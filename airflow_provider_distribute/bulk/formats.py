@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 from airflow_provider_distribute.exceptions import InvalidRequest
@@ -19,7 +20,10 @@ __all__ = ["FORMATS", "STATUSES", "Format", "Row", "Status", "format_from"]
 Status = Literal["succeeded", "failed", "invalid", "expired", "unknown", "not_submitted"]
 STATUSES: tuple[Status, ...] = ("succeeded", "failed", "invalid", "expired", "unknown", "not_submitted")
 
+#: Rows of a row group, unless its texts are large.
 _PARQUET_ROWS = 2048
+#: Characters of a row group's texts from which on it is written.
+_PARQUET_CHARACTERS = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,15 @@ class Row:
     submitted_at: str | None = None
     finished_at: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        # dataclasses.asdict would copy the output, and more slowly than it is written.
+        return dict(zip(_FIELDS, _values(self), strict=True))
+
+
+_FIELDS = tuple(field.name for field in fields(Row))
+_values = attrgetter(*_FIELDS)
+
 
 class Format(ABC):
     """
@@ -95,7 +108,7 @@ class _JsonLines(Format):
     file = "results.jsonl"
 
     def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
-        self._stream.write((to_json(asdict(row)) + "\n").encode())
+        self._stream.write((to_json(row.as_dict()) + "\n").encode())
 
 
 class _OpenAIBatch(Format):
@@ -147,6 +160,7 @@ class _Parquet(Format):
         self._table = pyarrow.Table
         self._writer = pyarrow.parquet.ParquetWriter(stream, self._schema)
         self._rows: list[dict[str, Any]] = []
+        self._characters = 0
 
     @classmethod
     def check(cls) -> None:
@@ -159,17 +173,19 @@ class _Parquet(Format):
             ) from error
 
     def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
-        fields = asdict(row)
-        if fields["output"] is not None and not isinstance(fields["output"], str):
-            fields["output"] = to_json(fields["output"])
-        fields["usage"] = None if row.usage is None else to_json(row.usage)
-        self._rows.append(fields)
-        if len(self._rows) == _PARQUET_ROWS:
+        told = row.as_dict()
+        if row.output is not None and not isinstance(row.output, str):
+            told["output"] = to_json(row.output)
+        told["usage"] = None if row.usage is None else to_json(row.usage)
+        self._rows.append(told)
+        self._characters += len(told["output"] or "") + len(row.raw_output or "")
+        if len(self._rows) == _PARQUET_ROWS or self._characters >= _PARQUET_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
         self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
         self._rows.clear()
+        self._characters = 0
 
     def close(self) -> None:
         if self._rows:
