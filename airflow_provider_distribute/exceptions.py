@@ -20,9 +20,11 @@ Every error this package raises below the Airflow layer.
     ├── DeadlinePassed           jobs were still pending at the deadline; carries their last status words
     ├── LedgerError              the record of a bulk run cannot be used; never read as "there is no record"
     │   ├── LedgerUnavailable    the storage did not answer
+    │   ├── LedgerForbidden      the storage does not allow what the record needs
     │   ├── LedgerCorrupt        a record in the middle is damaged, missing or from a newer version
     │   └── LedgerTaken          the run belongs to another task instance, or a later attempt writes it now
     ├── InvalidInput             lines of a bulk run's input are wrong; nothing was sent
+    │   └── InputUnreadable      the input could not be read at all
     ├── InputChanged             a bulk run was recorded for another input
     ├── BudgetSpent              a bulk run stopped submitting at the author's cost limit
     ├── WorkerStopped            the worker was told to stop while a bulk run was submitting
@@ -50,12 +52,14 @@ __all__ = [
     "DeadlinePassed",
     "InferenceError",
     "InputChanged",
+    "InputUnreadable",
     "InvalidInput",
     "InvalidRequest",
     "JobNotFound",
     "JobsFailed",
     "LedgerCorrupt",
     "LedgerError",
+    "LedgerForbidden",
     "LedgerTaken",
     "LedgerUnavailable",
     "NotAccepted",
@@ -255,6 +259,23 @@ class LedgerUnavailable(LedgerError):
         )
 
 
+class LedgerForbidden(LedgerError):
+    """
+    The storage that holds a run's record does not allow what was tried; a person has to act.
+
+    :param what: What was tried.
+    :param where: The object or directory.
+    """
+
+    def __init__(self, what: str, where: str) -> None:
+        self.where = where
+        super().__init__(
+            f"Not allowed to {what} {where!r}. The record of the run is needed to know what was paid "
+            "already, so nothing is sent without it. Allow worker and triggerer to list, read, write and "
+            "delete below result_path, then clear the task."
+        )
+
+
 class LedgerCorrupt(LedgerError):
     """
     A record that is not the last one is damaged, missing, or written by a newer version.
@@ -290,6 +311,25 @@ class InvalidInput(InferenceError):
         lines = "".join(f"\n  {problem}" for problem in problems)
         rest = "\n  (and possibly more: reading stopped here)" if more else ""
         super().__init__(f"{source} cannot be sent; nothing was sent and nothing is billed:{lines}{rest}")
+
+
+class InputUnreadable(InvalidInput):
+    """
+    The input, or the rest of it, could not be read. A retry of a run that keeps a copy goes on with that.
+
+    :param problems: One sentence: where, and why.
+    :param source: The input, for people.
+    :param transient: Whether the storage may give it later.
+    """
+
+    def __init__(self, problems: Sequence[str], *, source: str, transient: bool) -> None:
+        self._transient = transient
+        super().__init__(problems, source=source)
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]
+        """Whether the storage may give it later."""
+        return self._transient
 
 
 class InputChanged(InferenceError):

@@ -32,7 +32,7 @@ from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.landing import land
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.ledger.directory import Directory
-from airflow_provider_distribute.ledger.records import Owner
+from airflow_provider_distribute.ledger.records import Owner, Ticket
 from airflow_provider_distribute.ledger.window import Window
 from airflow_provider_distribute.models import Job, JobState
 from airflow_provider_distribute.services import SERVICES
@@ -68,7 +68,7 @@ def record(root: Path) -> None:
         run.journal.append(window.entry(intended))
         window.written()
         for row in sent:
-            window.accepted(row, f"00000000-0000-4000-8000-{row:012d}", 1.0)
+            window.accepted(Ticket(f"00000000-0000-4000-8000-{row:012d}", str(row), 1.0))
         sent = intended
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_distribute.exceptions import InvalidInput, InvalidRequest
+from airflow_provider_distribute.exceptions import InputUnreadable, InvalidInput, InvalidRequest
 from airflow_provider_distribute.models import ChatRequest
 
 if TYPE_CHECKING:
@@ -116,9 +116,10 @@ class _File(Source):
         try:
             return self._path.fs.open(self._path.path, "rb", **options)
         except Exception as error:
-            raise InvalidInput(
+            raise InputUnreadable(
                 [f"it cannot be read ({type(error).__name__}): check the URI and its permissions"],
                 source=self.name,
+                transient=False,
             ) from error
 
 

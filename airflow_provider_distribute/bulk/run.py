@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import time
@@ -18,14 +19,17 @@ from airflow_provider_distribute.bulk.inputs import MOST_PROBLEMS, Defaults, Ite
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.exceptions import (
     InputChanged,
+    InputUnreadable,
     InvalidInput,
     InvalidRequest,
+    LedgerCorrupt,
     LedgerTaken,
 )
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.ledger.records import Asking, Opened, Settled
-from airflow_provider_distribute.ledger.requests import RequestWriter, read_requests
+from airflow_provider_distribute.ledger.replay import State
+from airflow_provider_distribute.ledger.requests import RequestReader, RequestWriter
 from airflow_provider_distribute.ledger.spans import spans
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services import SERVICES
@@ -72,6 +76,20 @@ class Plan:
     max_cost: float | None = None
     window: int = 64
 
+    @property
+    def arguments(self) -> dict[str, str]:
+        """A digest of each argument that shapes all requests, by the author's name for it."""
+        arguments = {
+            "conn_id": [self.settings.conn_id, self.settings.service],
+            "model": self.defaults.model,
+            "system_prompt": self.defaults.system_prompt,
+            "request_params": self.defaults.params,
+            "output_type": self.output_type.schema,
+            "dedupe": self.dedupe,
+            "shard and split": [self.shard.number, self.shard.of],
+        }
+        return {name: _digest(json.dumps(value, default=str)) for name, value in arguments.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Staged:
@@ -98,6 +116,10 @@ class Staged:
         return None if math.isnan(total) else total
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 def new_writer(now: float) -> str:
     """Return a name that no other writer has, and that sorts by time."""
     return f"{int(now * 1000):013d}-{uuid.uuid4().hex[:8]}"
@@ -107,76 +129,138 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
     """
     Read and check a whole input; nothing is sent.
 
+    Whoever takes a part of it checks all of it, so that no part is paid for while another one is refused.
+
     :param writer: Keeps a copy of the requests.
     :raises InvalidInput: naming every wrong line, up to a hundred.
     """
-    service = SERVICES[plan.settings.service]
-    by_response_format = "response_format" in service.params.model_fields
-    costs = Costs(plan.settings)
-    asked = hashlib.sha256(to_json([plan.settings.conn_id, service.name, plan.dedupe]).encode())
-    estimates, tokens = array("d"), Tokens()
-    named: set[str] = set()
+    check, tally = _Check(plan), _Tally(plan)
+    asked = hashlib.sha256(to_json([plan.settings.conn_id, plan.settings.service, plan.dedupe]).encode())
     first_with: dict[str, int] = {}
-    copies: dict[int, int] = {}
     problems: list[str] = []
-    for row, (where, item) in enumerate(items_of(source, plan.defaults, plan.shard)):
+    place = -1
+    for place, (where, item) in enumerate(items_of(source, plan.defaults, Shard())):
         try:
-            line, body = _line(row, item, plan, by_response_format, named)
+            custom_id, request = check(place, item)
         except InvalidRequest as error:
             problems.append(f"{where}: {'; '.join(error.problems)}")
             if len(problems) == MOST_PROBLEMS:
                 raise InvalidInput(problems, source=source.name, more=True) from None
             continue
+        if problems or place % plan.shard.of != plan.shard.number:
+            continue
+        row = place // plan.shard.of
+        line = {"row": row, "custom_id": custom_id, "request": request}
         if plan.dedupe:
-            question = hashlib.sha256(to_json({**body, "metadata": None}).encode()).hexdigest()[:32]
+            question = _digest(to_json({**request, "metadata": None}))
             if (first := first_with.setdefault(question, row)) != row:
-                line["same_as"] = copies[row] = first
-        needs = Tokens() if row in copies else Tokens.estimated(body)
-        cost = costs.of(body["model"], needs)
-        estimates.append(math.nan if cost is None else cost)
-        tokens += needs
-        asked.update(to_json(line).encode())
+                line["same_as"] = first
+        tally.add(line)
+        text = to_json(line).encode()
+        asked.update(text)
         if writer:
-            writer.add(line)
+            writer.add_json(text)
     if problems:
         raise InvalidInput(problems, source=source.name)
-    if not estimates:
+    if place < 0:
         raise InvalidInput(["it holds no requests"], source=source.name)
     if writer:
         writer.flush()
-    if plan.max_cost is not None and math.isnan(sum(estimates)):
-        raise InvalidInput(
-            ["max_cost is set, and a model has no known price: put it into the connection's prices"],
-            source=source.name,
-        )
-    return Staged(len(estimates), asked.hexdigest()[:32], tokens, estimates, copies)
+    return tally.staged(asked.hexdigest()[:32])
 
 
-def _line(
-    row: int, item: Item | InvalidRequest, plan: Plan, by_response_format: bool, named: set[str]
-) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return a request as it is kept, and the body the service would get."""
-    if isinstance(item, InvalidRequest):
-        raise item
-    custom_id = item.custom_id or f"row-{plan.shard.index(row)}"
-    if custom_id in named:
-        raise InvalidRequest([f"custom_id {custom_id!r} is there twice"])
-    named.add(custom_id)
-    request = plan.output_type.asked_of(item.request, by_response_format=by_response_format)
-    call = SERVICES[plan.settings.service].describe_submit(request, plan.settings)
-    body = call.body or {}
-    line = {"row": row, "custom_id": custom_id, "request": {**request.model_dump(), "model": body["model"]}}
-    try:
-        to_json(line).encode()
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest([f"holds something that JSON cannot say ({type(error).__name__})"]) from None
-    return line, body
+class _Check:
+    """Checks an input's requests one after the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._service = SERVICES[plan.settings.service]
+        self._by_response_format = "response_format" in self._service.params.model_fields
+        self._costs = Costs(plan.settings)
+        self._names: dict[str, bool] = {}
+
+    def __call__(self, place: int, item: Item | InvalidRequest) -> tuple[str, dict[str, Any]]:
+        """
+        Return a request's name, and the request as it is kept.
+
+        :raises InvalidRequest: saying what is wrong with it.
+        """
+        if isinstance(item, InvalidRequest):
+            raise item
+        custom_id = self._name(place, item.custom_id)
+        request = self._plan.output_type.asked_of(item.request, by_response_format=self._by_response_format)
+        body = self._service.describe_submit(request, self._plan.settings).body or {}
+        if self._plan.max_cost is not None and not self._costs.knows(body["model"]):
+            raise InvalidRequest([_no_price(body["model"])])
+        return custom_id, {
+            "messages": body["messages"],
+            "model": body["model"],
+            "params": {name: value for name, value in body.items() if name not in _NO_PARAMS},
+            "metadata": body.get("metadata", {}),
+        }
+
+    def _name(self, place: int, custom_id: str | None) -> str:
+        name = f"row-{place}" if custom_id is None else custom_id
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest([f"holds something that JSON cannot say ({type(error).__name__})"]) from None
+        given = custom_id is not None
+        if name in self._names:
+            if given and self._names[name]:
+                raise InvalidRequest([f"custom_id {name!r} is there twice"])
+            raise InvalidRequest(
+                [f"custom_id {name!r} is what a request without one is called: name every request, or none"]
+            )
+        self._names[name] = given
+        return name
+
+
+_NO_PARAMS = frozenset({"messages", "model", "metadata"})
+
+
+def _no_price(model: str) -> str:
+    return f"max_cost is set, and model {model!r} has no known price: put it into the connection's prices"
+
+
+class _Tally:
+    """Sums up what kept requests take."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._costs = Costs(plan.settings)
+        self._estimates = array("d")
+        self._tokens = Tokens()
+        self._copies: dict[int, int] = {}
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count the next row's."""
+        request, needs = line["request"], Tokens()
+        if "same_as" in line:
+            self._copies[line["row"]] = line["same_as"]
+        else:
+            needs = Tokens.kept(request)
+            self._tokens += needs
+        cost = self._costs.of(request["model"], needs)
+        self._estimates.append(math.nan if cost is None else cost)
+
+    @property
+    def priced(self) -> bool:
+        """Whether the newest row has a price."""
+        return not math.isnan(self._estimates[-1])
+
+    def staged(self, fingerprint: str) -> Staged:
+        """Return the sum."""
+        return Staged(len(self._estimates), fingerprint, self._tokens, self._estimates, self._copies)
 
 
 def request_from(line: Mapping[str, Any]) -> ChatRequest:
     """Return a kept request; it was checked when it was written."""
     fields = line["request"]
     return ChatRequest.model_construct(**{**fields, "messages": tuple(fields["messages"])})
+
+
+def _asked(line: Mapping[str, Any]) -> tuple[int, ChatRequest]:
+    return line["row"], request_from(line)
 
 
 class Run:
@@ -198,20 +282,45 @@ class Run:
         """
         Check the input, and record that this attempt begins and what it asks.
 
+        An older attempt that still sends finds that at its next write, and stops.
+
         :param now: Epoch seconds.
         :raises InvalidInput: naming every wrong line.
         :raises InputChanged: the run is recorded for another input.
-        :raises LedgerTaken: the directory is another task instance's.
+        :raises LedgerTaken: the directory is another task instance's, or a newer attempt has begun.
+        :raises LedgerForbidden: the storage does not allow what a run needs.
         """
+        if not self.directory.try_out():
+            log.warning(
+                "The storage of %r does not notice when an object is created that exists already. Should "
+                "two attempts of this task ever run at once, as after a lost heartbeat, they overwrite each "
+                "other's records, and jobs are paid twice and forgotten. Use another storage, or a newer "
+                "release of its filesystem package.",
+                self.directory.uri,
+            )
         before = self.state.opened
         if before is None:
-            folder = f"requests/{self.writer}"
-            staged = stage(source, self.plan, RequestWriter(self.directory, folder))
+            staged, folder = stage(source, self.plan, RequestWriter(self.directory, self._own)), self._own
         else:
-            staged, folder = self._compare(source, before)
-        attempt = before.attempt + 1 if before else 1
+            staged, folder = self._stage_again(source, before), before.requests
+        while True:
+            if before is not None:
+                folder = self._agreed(before, source, staged, folder)
+            try:
+                self._begin(staged, folder, now)
+            except LedgerTaken:
+                self.state = self.journal.read_on(self.state)
+                there, before = before, self.state.opened
+                if before is not None and before != there and before.at > now:
+                    raise
+                log.warning("An earlier attempt of this task still writes; this one takes the run over.")
+            else:
+                return staged
+
+    def _begin(self, staged: Staged, folder: str, now: float) -> None:
+        before = self.state.opened
         opened = Opened(
-            attempt=attempt,
+            attempt=before.attempt + 1 if before else 1,
             at=now,
             owner=self.plan.owner,
             conn_id=self.plan.settings.conn_id,
@@ -219,45 +328,89 @@ class Run:
             count=staged.count,
             requests=folder,
             window=self.plan.window,
+            arguments=self.plan.arguments,
         )
-        known = self.state.after(opened)
+        goes_on = before is not None and before.fingerprint == staged.fingerprint
+        known = self.state if goes_on else State().after(opened)
         asked = known.to_ask(doubtful=self.plan.on_unknown == "resubmit") - staged.copies.keys()
         self._note(opened, Asking.of(asked))
-        return staged
 
-    def _compare(self, source: Source, before: Opened) -> tuple[Staged, str]:
+    def _agreed(self, before: Opened, source: Source, staged: Staged, folder: str) -> str:
+        """
+        Return where the requests are kept, if they may be asked after what was asked before.
+
+        :param folder: Where they are kept, unless they are others than before.
+        """
         if before.owner != self.plan.owner:
             raise LedgerTaken(
                 f"{self.directory.uri!r} is the run of {before.owner}, not of {self.plan.owner}."
             )
-        staged = stage(source, self.plan)
         if staged.fingerprint == before.fingerprint:
-            return staged, before.requests
-        jobs = len(set(self.state.tickets.values()))
+            return folder
         if self.plan.on_input_change == "fail":
-            raise InputChanged(
-                f"{self.directory.uri!r} records a run for another input: {before.count} rows then, "
-                f"{staged.count} now, or other requests, model, output_type or connection. {jobs} jobs were "
-                "accepted for it. Restore the input, or set on_input_change='restart' to leave those jobs "
-                "behind and pay for the new input."
-            )
+            raise self._changed(before, f"{before.count} rows then, {staged.count} now")
         log.warning(
             "The input has changed: starting over. %d jobs were accepted for the old input; those that have "
             "not ended go on, and all are billed.",
-            jobs,
+            self._jobs,
         )
-        folder = f"requests/{self.writer}"
-        again = stage(source, self.plan, RequestWriter(self.directory, folder))
-        if again.fingerprint != staged.fingerprint:
-            raise InputChanged(f"{source.name} changes while it is read. Nothing was sent.")
-        return staged, folder
+        if folder != self._own:
+            again = stage(source, self.plan, RequestWriter(self.directory, self._own))
+            if again.fingerprint != staged.fingerprint:
+                raise InputChanged(f"{source.name} changes while it is read. Nothing was sent.")
+        return self._own
+
+    def _stage_again(self, source: Source, before: Opened) -> Staged:
+        """Check the input of a run that keeps a copy of what it was."""
+        try:
+            return stage(source, self.plan)
+        except InputUnreadable as error:
+            if self._other_arguments(before):
+                raise self._changed(before, "; ".join(error.problems)) from error
+            log.warning(
+                "%s cannot be read any more: %s. The run goes on with its own copy in %r.",
+                source.name,
+                "; ".join(error.problems),
+                self.directory.below(before.requests),
+            )
+        except InvalidInput as error:
+            if self.plan.on_input_change == "restart":
+                raise
+            wrong = f"now it has wrong lines, such as {error.problems[0]}"
+            raise self._changed(before, wrong) from error
+        tally = _Tally(self.plan)
+        for line in self.lines():
+            tally.add(line)
+            if self.plan.max_cost is not None and not tally.priced:
+                raise InvalidInput([_no_price(line["request"]["model"])], source=source.name)
+        return tally.staged(before.fingerprint)
+
+    def _changed(self, before: Opened, how: str) -> InputChanged:
+        what = ", ".join(self._other_arguments(before)) or "the requests themselves"
+        return InputChanged(
+            f"{self.directory.uri!r} records a run for another input. What differs: {what} ({how}). "
+            f"{self._jobs} jobs were accepted for it. Restore it, or set on_input_change='restart' to leave "
+            "those jobs behind and pay for the new input."
+        )
+
+    def _other_arguments(self, before: Opened) -> list[str]:
+        now = self.plan.arguments
+        return [name for name, digest in before.arguments.items() if now.get(name) != digest]
+
+    @property
+    def _own(self) -> str:
+        return f"requests/{self.writer}"
+
+    @property
+    def _jobs(self) -> int:
+        return len(set(self.state.tickets.values()))
 
     def ask_again(self, rows: set[int]) -> None:
         """Record that rows are asked once more in this attempt."""
         self._note(Asking.of(rows))
 
     def settle(self, again: set[int], unknown: set[int]) -> None:
-        """Record that the outcome was landed, which rows are asked again later, and which are unknown."""
+        """Record that the outcome was landed, what a later attempt asks again, and what is unknown."""
         self._note(Settled(spans(again), spans(unknown)))
 
     def budget(self, estimates: Sequence[float] | Mapping[int, float]) -> Budget:
@@ -279,13 +432,29 @@ class Run:
         """
         Yield the requests that are to be asked and have not been, in order.
 
+        After a :class:`~airflow_provider_distribute.exceptions.LedgerUnavailable` it can be asked again, and
+        goes on where it was.
+
         :param folder: Where they are, unless it is the run's own folder.
         """
-        for line in self.lines(folder):
-            if line["row"] in self.state.open:
-                yield line["row"], request_from(line)
+        # What filter and map return, unlike a generator, outlives an exception.
+        wanted = filter(lambda line: line["row"] in self.state.open, self._kept(folder))
+        return map(_asked, wanted)
 
-    def lines(self, folder: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield everything that was kept of the requests, in order."""
-        if self.state.opened:
-            yield from read_requests(self.directory, folder or self.state.opened.requests)
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """
+        Yield everything that was kept of the requests, in order.
+
+        :raises LedgerCorrupt: some are missing.
+        """
+        rows = 0
+        for rows, line in enumerate(self._kept(None), 1):  # noqa: B007  counts beyond the loop
+            yield line
+        if self.state.opened and rows != self.state.count:
+            where = self.directory.below(self.state.opened.requests)
+            raise LedgerCorrupt(where, f"holds {rows} requests of {self.state.count}")
+
+    def _kept(self, folder: str | None) -> Iterator[dict[str, Any]]:
+        if self.state.opened is None:
+            return iter(())
+        return RequestReader(self.directory, folder or self.state.opened.requests)

@@ -16,28 +16,30 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
+    LedgerError,
     LedgerUnavailable,
     NotAccepted,
     OutcomeUnknown,
     RequestRefused,
 )
+from airflow_provider_distribute.ledger.records import Refusal, Ticket
 from airflow_provider_distribute.ledger.window import Window
 from airflow_provider_distribute.pacing import Backoff
 from airflow_provider_distribute.waiting.outage import Outage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from airflow_provider_distribute.bulk.costs import Budget
+    from airflow_provider_distribute.bulk.inputs import Shard
     from airflow_provider_distribute.bulk.run import Run
     from airflow_provider_distribute.client import AsyncClient
     from airflow_provider_distribute.ledger.journal import Journal
-    from airflow_provider_distribute.ledger.records import Record
     from airflow_provider_distribute.models import ChatRequest
     from airflow_provider_distribute.waiting.pool import Logger
 
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 
 #: Waits between requests to a service that does not answer.
 BACKOFF = Backoff(base=1.0, cap=60.0)
+#: Waits between tries of a storage that does not answer.
+STORAGE_BACKOFF = Backoff(base=0.5, cap=30.0)
 #: An outcome waits at most this many seconds for others to be recorded with it.
 _PATIENCE = 2.0
 #: How often a request whose outcome is unknown is sent again within one attempt.
@@ -89,7 +93,8 @@ class Submission:
 
     :param client: The service's client. It is not closed.
     :param journal: Where everything is recorded.
-    :param requests: Rows and what to ask, in ascending order. Read from a thread.
+    :param requests: Rows and what to ask, in ascending order. Read from a thread; after a
+        :class:`LedgerUnavailable` it is asked again.
     :param total: How many there are, for progress.
     :param budget: Whether the next row may still be sent.
     :param window: Rows that may be intended and not recorded.
@@ -102,7 +107,7 @@ class Submission:
         self,
         client: AsyncClient,
         journal: Journal,
-        requests: Iterable[tuple[int, ChatRequest]],
+        requests: Iterator[tuple[int, ChatRequest]],
         *,
         total: int,
         budget: Budget,
@@ -123,7 +128,7 @@ class Submission:
         self._outage = Outage(BACKOFF, self._rng)
         self._width = max(1, min(window, client.settings.max_connections))
         self._places = Window(window)
-        self._unread = iter(requests)
+        self._unread = requests
         self._exhausted = False
         self._next: deque[_Asked] = deque()
         self._again: deque[_Asked] = deque()
@@ -156,10 +161,7 @@ class Submission:
         plan = run.plan
         requests = run.requests(folder)
         if labels is not None:
-            requests = (
-                (row, request.labelled({**labels, "airflow_index": plan.shard.index(row)}))
-                for row, request in requests
-            )
+            requests = map(partial(_labelled, labels, plan.shard), requests)
         return cls(
             client,
             run.journal,
@@ -178,7 +180,8 @@ class Submission:
 
         What was accepted by then goes on and is billed; ``stopped`` says why it ended.
 
-        :raises LedgerError: the journal cannot be written; nothing was sent any more once that was noticed.
+        :raises LedgerError: the journal cannot be written, or the requests cannot be read; nothing was sent
+            any more once that was noticed.
         """
         recorder = asyncio.create_task(self._record())
         tasks = [recorder, *(asyncio.create_task(self._send()) for _ in range(self._width))]
@@ -190,6 +193,8 @@ class Submission:
                 task.cancel()
         for task in ended:
             task.result()
+        if isinstance(self._submitted.stopped, LedgerError):
+            raise self._submitted.stopped
         return self._submitted
 
     def stop(self, reason: Exception) -> None:
@@ -203,18 +208,20 @@ class Submission:
 
     async def _record(self) -> None:
         """Write objects until nothing is left to intend and everything intended is recorded."""
-        await asyncio.to_thread(self._read_ahead)
+        await self._read_on()
         while True:
             intended = self._take()
             if intended or self._places.known:
                 await self._gather(len(intended))
                 # What was not answered is intended again only by a later object than the one that says so.
                 again, self._unrecorded = self._unrecorded, []
-                await self._write(self._places.entry([asked.row for asked in intended]))
+                records = self._places.entry([asked.row for asked in intended])
+                await self._insist(partial(self._journal.append, records))
                 self._places.written()
                 self._again.extend(again)
                 for asked in intended:
                     self._ready.put_nowait(asked)
+                await self._read_on()
             elif self._places.settled:
                 break
             else:
@@ -254,33 +261,37 @@ class Submission:
         await self._news.wait()
         self._news.clear()
 
-    async def _write(self, records: Sequence[Record]) -> None:
-        """Write an object. A storage that fails for a moment is tried again."""
-        backoff, failures = Backoff(base=0.5, cap=30.0), 0
+    async def _read_on(self) -> None:
+        """Read the requests that come next; what cannot be read cannot be sent."""
+        try:
+            await self._insist(self._read_ahead)
+        except LedgerError as error:
+            self.stop(error)
+
+    def _read_ahead(self) -> None:
+        while not self._exhausted and len(self._next) < 2 * self._places.size:
+            read = next(self._unread, None)
+            if read is None:
+                self._exhausted = True
+            else:
+                self._next.append(_Asked(*read))
+
+    async def _insist(self, step: Callable[[], None]) -> None:
+        """Do something with the storage in a thread. A storage that fails for a moment is tried again."""
+        failures = 0
         give_up = time.monotonic() + _STORAGE_PATIENCE
         while True:
             try:
-                await asyncio.to_thread(self._append_and_read, records)
+                await asyncio.to_thread(step)
             except LedgerUnavailable as error:
                 failures += 1
-                wait = backoff.delay(failures, self._rng)
+                wait = STORAGE_BACKOFF.delay(failures, self._rng)
                 if time.monotonic() + wait > give_up:
                     raise
                 self._logger.warning("%s Trying again in %.1f s; nothing new is sent meanwhile.", error, wait)
                 await asyncio.sleep(wait)
             else:
                 return
-
-    def _append_and_read(self, records: Sequence[Record]) -> None:
-        self._journal.append(records)
-        self._read_ahead()
-
-    def _read_ahead(self) -> None:
-        if not self._exhausted:
-            missing = 2 * self._places.size - len(self._next)
-            read = [_Asked(row, request) for row, request in islice(self._unread, missing)]
-            self._next.extend(read)
-            self._exhausted = len(read) < missing
 
     async def _tell_progress(self) -> None:
         while True:
@@ -310,7 +321,7 @@ class Submission:
                 continue
             except RequestRefused as error:
                 self._answered()
-                self._places.refused(asked.row, str(error), time.time())
+                self._places.refused(Refusal(asked.row, str(error), time.time()))
                 self._submitted.refused += 1
             except OutcomeUnknown as error:
                 self._unanswered(asked, error)
@@ -319,7 +330,7 @@ class Submission:
                 self.stop(error)
             else:
                 self._answered()
-                self._places.accepted(asked.row, job_id, time.time())
+                self._places.accepted(Ticket(job_id, str(asked.row), time.time()))
                 self._submitted.accepted += 1
             finally:
                 self._flying -= 1
@@ -375,3 +386,10 @@ class Submission:
 
 def _too_late() -> TimeoutError:
     return TimeoutError("the deadline passed before everything was sent")
+
+
+def _labelled(
+    labels: Mapping[str, object], shard: Shard, asked: tuple[int, ChatRequest]
+) -> tuple[int, ChatRequest]:
+    row, request = asked
+    return row, request.labelled({**labels, "airflow_index": shard.index(row)})

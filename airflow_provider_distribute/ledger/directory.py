@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from airflow_provider_distribute.exceptions import LedgerUnavailable
+from airflow_provider_distribute.exceptions import LedgerForbidden, LedgerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Directory", "StoragePath"]
 
 #: Objects read at the same time, and held in memory at once.
-_READERS = 8
+READERS = 8
 
 
 class StoragePath(Protocol):
@@ -37,7 +39,8 @@ class Directory:
     """
     A directory of objects.
 
-    Every failure of the storage is a :class:`LedgerUnavailable`; only "there is no such object" is an answer.
+    Every failure of the storage is a :class:`LedgerUnavailable`, or a :class:`LedgerForbidden` where asking
+    again cannot help; only "there is no such object" is an answer.
 
     :param path: An ``ObjectStoragePath`` or ``UPath``.
     """
@@ -46,7 +49,7 @@ class Directory:
         self.uri = str(path)
         self._fs = path.fs
         self._root = path.path.rstrip("/")
-        self._local = "file" in _protocols(self._fs)
+        self._store = (_Disk if "file" in _protocols(self._fs) else _Store)(self._fs)
         self._made: set[str] = set()
 
     @classmethod
@@ -69,35 +72,44 @@ class Directory:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
+    def try_out(self) -> bool:
+        """
+        Create an object, replace it and remove it: what cannot be done fails here, before anything is paid.
+
+        :returns: Whether the storage notices that an object exists already. On one that does not, two
+            attempts at once overwrite each other's records.
+        """
+        name = f"trial-{uuid.uuid4().hex}"
+        self.create(name, b"1")
+        try:
+            self.create(name, b"2")
+        except FileExistsError:
+            notices = True
+        else:
+            notices = False
+        with self.replacing(name) as stream:
+            stream.write(b"3")
+        with self._explained("remove", name):
+            self._store.remove(self._path(name))
+        return notices
+
     def create(self, name: str, data: bytes) -> None:
         """
         Write an object that does not exist yet, durably.
 
+        After a failure it can be tried again with the same data.
+
         :raises FileExistsError: somebody else wrote it.
         """
+        self._make_parent(name)
         with self._explained("write", name, but=FileExistsError):
-            self._make_parent(name)
-            if self._local:
-                with open(self._path(name), "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            else:
-                self._create(name, data)
-
-    def _create(self, name: str, data: bytes) -> None:
-        # A store that took the object and lost the answer is asked again, and then says that it exists.
-        try:
-            self._fs.pipe_file(self._path(name), data, mode="create")
-        except FileExistsError:
-            if self._fs.cat_file(self._path(name)) != data:
-                raise
+            self._store.create(self._path(name), data)
 
     def overwrite(self, name: str, data: bytes) -> None:
-        """Write an object, whether it exists or not."""
+        """Write an object, whether it exists or not, durably."""
+        self._make_parent(name)
         with self._explained("write", name):
-            self._make_parent(name)
-            self._fs.pipe_file(self._path(name), data)
+            self._store.overwrite(self._path(name), data)
 
     def read(self, name: str) -> bytes | None:
         """Return an object, or ``None`` when there is none."""
@@ -117,7 +129,7 @@ class Directory:
     def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield objects that must exist, in the order given, reading a few ahead."""
         remaining = iter(names)
-        while batch := list(islice(remaining, _READERS)):
+        while batch := list(islice(remaining, READERS)):
             # No thread outlives the batch: a generator may be left unfinished, and closed anywhere.
             with ThreadPoolExecutor(len(batch)) as readers:
                 objects = list(readers.map(self._read_existing, batch))
@@ -136,18 +148,25 @@ class Directory:
         A reader sees the old object or the new one, never a part.
         """
         unfinished = f"{name}.unfinished"
+        self._make_parent(name)
         with self._explained("write", unfinished):
-            self._make_parent(name)
-            stream = self._fs.open(self._path(unfinished), "wb")
-        with stream:
-            yield stream
+            stream = self._store.open(self._path(unfinished))
+        try:
+            yield cast("BinaryIO", _Stream(stream, lambda: self._explained("write", unfinished)))
+            with self._explained("write", unfinished):
+                self._store.finish(stream)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                stream.close()
+            raise
         with self._explained("write", name):
-            self._fs.mv(self._path(unfinished), self._path(name))
+            self._store.rename(self._path(unfinished), self._path(name))
 
     def _make_parent(self, name: str) -> None:
         parent = self._path(name).rpartition("/")[0]
         if parent not in self._made:
-            self._fs.makedirs(parent, exist_ok=True)
+            with self._explained("write", name):
+                self._fs.makedirs(parent, exist_ok=True)
             self._made.add(parent)
 
     @contextlib.contextmanager
@@ -157,8 +176,95 @@ class Directory:
         except Exception as error:
             if but is not None and isinstance(error, but):
                 raise
-            raise LedgerUnavailable(f"{verb} ({type(error).__name__})", self.below(name)) from error
+            raise _kind(error)(f"{verb} ({type(error).__name__})", self.below(name)) from error
+
+
+def _kind(error: Exception) -> type[LedgerUnavailable | LedgerForbidden]:
+    forbidden = isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS
+    return LedgerForbidden if forbidden else LedgerUnavailable
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+class _Stream:
+    """A stream that explains why it cannot be written."""
+
+    def __init__(self, stream: Any, explained: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._stream = stream
+        self._explained = explained
+
+    def write(self, data: bytes) -> int:
+        with self._explained():
+            written: int = self._stream.write(data)
+            return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Store:
+    """Writes to an object store, on which an object is there completely or not at all."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def create(self, path: str, data: bytes) -> None:
+        # A store that took the object and lost the answer is asked again, and then says that it exists.
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            if self._fs.cat_file(path) != data:
+                raise
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        self._fs.pipe_file(path, data)
+
+    def open(self, path: str) -> Any:
+        return self._fs.open(path, "wb")
+
+    def finish(self, stream: Any) -> None:
+        stream.close()
+
+    def rename(self, path: str, to: str) -> None:
+        self._fs.mv(path, to)
+
+    def remove(self, path: str) -> None:
+        self._fs.rm_file(path)
+
+
+class _Disk(_Store):
+    """Writes to a local disk, on which an object may be there in part, and lost with the power."""
+
+    def __init__(self, fs: Any) -> None:
+        super().__init__(fs)
+        self._begun: set[str] = set()
+
+    def create(self, path: str, data: bytes) -> None:
+        # What was begun here and failed is written over. Removing it would leave a gap in the numbers of
+        # whoever has seen it meanwhile.
+        with open(path, "wb" if path in self._begun else "xb") as file:
+            self._begun.add(path)
+            file.write(data)
+            self.finish(file)
+        self._begun.discard(path)
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        # Two threads, or a worker and a triggerer, may write the same object at once.
+        unfinished = f"{path}.{uuid.uuid4().hex}.unfinished"
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            self.finish(file)
+        self.rename(unfinished, path)
+
+    def open(self, path: str) -> Any:
+        return open(path, "wb")
+
+    def finish(self, stream: Any) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+
+    def rename(self, path: str, to: str) -> None:
+        os.replace(path, to)

@@ -36,6 +36,7 @@ class Journal:
         self._directory = directory
         self._writer = writer
         self._last = 0
+        self._whole = True
 
     def read(self) -> State:
         """
@@ -44,17 +45,33 @@ class Journal:
         :raises LedgerUnavailable: the storage did not answer.
         :raises LedgerCorrupt: an object in the middle is missing or damaged.
         """
-        state = replay(self._entries(), where=self._directory.below(_FOLDER))
+        return self._replayed(State())
+
+    def read_on(self, state: State) -> State:
+        """
+        Take into account what others have appended meanwhile.
+
+        :param state: What was read, with what was appended here; it may change.
+        :raises LedgerError: as :meth:`read` says.
+        """
+        # An object that was torn may have been under way then, and be whole now.
+        return self._replayed(state) if self._whole else self.read()
+
+    def _replayed(self, state: State) -> State:
+        state = replay(self._entries(state.last), state, where=self._directory.below(_FOLDER))
         self._last = state.last
         return state
 
-    def _entries(self) -> Iterator[Entry]:
-        names = filter(_NAME.fullmatch, self._directory.names(_FOLDER))
-        for name, data in self._directory.read_all(f"{_FOLDER}/{name}" for name in names):
+    def _entries(self, last: int) -> Iterator[Entry]:
+        there = filter(_NAME.fullmatch, self._directory.names(_FOLDER))
+        names = (f"{_FOLDER}/{name}" for name in there if name > object_name(last))
+        for name, data in self._directory.read_all(names):
             try:
-                yield entry_from(int(name[-14:-6]), data)
+                entry = entry_from(int(name[-14:-6]), data)
             except ValueError as error:
                 raise LedgerCorrupt(self._directory.below(name), str(error)) from error
+            self._whole = entry.whole
+            yield entry
 
     def append(self, records: Iterable[Record]) -> None:
         """
@@ -71,7 +88,7 @@ class Journal:
                 f"{self._directory.below(name)!r} was written by another attempt of this task, so this one "
                 "stops sending. What it sent last is counted as unknown by the other one."
             ) from None
-        self._last += 1
+        self._last, self._whole = self._last + 1, True
 
 
 def object_from(records: Iterable[Record], *, writer: str) -> bytes:

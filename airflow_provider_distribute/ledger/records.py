@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from airflow_provider_distribute.ledger.spans import rows_in, spans
@@ -105,6 +105,7 @@ class Opened:
     :param count: Rows of the run.
     :param requests: Folder of the requests.
     :param window: Rows that may be intended and not recorded.
+    :param arguments: A digest of each argument that shapes all requests, by name, to say what has changed.
     """
 
     name: ClassVar[str] = "opened"
@@ -117,6 +118,7 @@ class Opened:
     count: int
     requests: str
     window: int
+    arguments: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def as_json(self) -> object:

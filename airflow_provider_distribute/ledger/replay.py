@@ -159,7 +159,8 @@ class State:
 
     @_apply.register
     def _(self, record: Intended) -> None:
-        for row in record:
+        # A row is intended again only after its outcome was recorded: else this says the same twice.
+        for row in set(record) - self.intended:
             self.duplicates += row in self.doubt
             self.sends[row] += 1
             self.repairs[row] += self.rounds > 1
@@ -168,7 +169,7 @@ class State:
 
     @_apply.register
     def _(self, record: Unsent) -> None:
-        for row in record:
+        for row in self.intended.intersection(record):
             self.duplicates -= row in self.doubt
             self.sends[row] -= 1
             self.repairs[row] -= self.rounds > 1
@@ -223,16 +224,17 @@ class State:
             self._apply(Intended.of(sorted(self.open)[:free]))
 
 
-def replay(entries: Iterable[Entry], *, where: str = "journal") -> State:
+def replay(entries: Iterable[Entry], state: State | None = None, *, where: str = "journal") -> State:
     """
     Return what is known after the journal's objects, given in order.
 
     An object may be torn when it is the last of its attempt; of its records, those before the damage count.
 
+    :param state: What is known from the objects before, the last of them whole; it may change.
     :param where: Names the journal in errors.
-    :raises LedgerCorrupt: an object in the middle is missing or damaged.
+    :raises LedgerCorrupt: an object in the middle is missing or damaged, or one speaks of other rows.
     """
-    state = State()
+    state = state or State()
     torn = False
     for entry in entries:
         if entry.number != state.last + 1:
@@ -245,8 +247,12 @@ def replay(entries: Iterable[Entry], *, where: str = "journal") -> State:
                 f"{where}/{object_name(entry.number)}", "belongs to a run that was never opened"
             )
         state.last = entry.number
-        for record in entry.records:
-            state = state.after(record)
+        try:
+            for record in entry.records:
+                state = state.after(record)
+        except (IndexError, OverflowError, ValueError) as error:
+            at = f"{where}/{object_name(entry.number)}"
+            raise LedgerCorrupt(at, "speaks of rows that the run does not have") from error
         if not entry.records and not entry.whole:
             state.intend_next()
         torn = not entry.whole

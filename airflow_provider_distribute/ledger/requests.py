@@ -10,20 +10,25 @@ input.
 from __future__ import annotations
 
 import json
+import re
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.exceptions import LedgerCorrupt
-from airflow_provider_distribute.ledger.lines import decode, line, sealed
+from airflow_provider_distribute.ledger.directory import READERS
+from airflow_provider_distribute.ledger.lines import checked, decode, sealed, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from airflow_provider_distribute.ledger.directory import Directory
 
-__all__ = ["RequestWriter", "read_requests"]
+__all__ = ["RequestReader", "RequestWriter"]
 
 #: Bytes from which on an object is written.
 _FULL = 1024 * 1024
+_NAME = re.compile(r"\d{6}\.jsonl")
 
 
 class RequestWriter:
@@ -43,8 +48,11 @@ class RequestWriter:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add a line; ``row`` names the row."""
-        text = line(record)
-        self._lines.append(text)
+        self.add_json(to_json(record).encode())
+
+    def add_json(self, text: bytes) -> None:
+        """Add a line that is JSON already."""
+        self._lines.append(checked(text))
         self._bytes += len(text)
         if self._bytes >= _FULL:
             self.flush()
@@ -58,17 +66,47 @@ class RequestWriter:
             self._lines, self._bytes = [], 0
 
 
-def read_requests(directory: Directory, folder: str) -> Iterator[dict[str, Any]]:
+class RequestReader:
     """
-    Yield the lines of a folder, in order. They were complete before the journal named the folder.
+    Yields the lines of a folder, in order. They were complete before the journal named the folder. Blocks.
 
-    :raises LedgerUnavailable: the storage did not answer.
-    :raises LedgerCorrupt: an object is damaged.
+    Unlike a generator it can be asked again after a :class:`LedgerUnavailable`, and goes on where it was.
+
+    :param directory: The run's directory.
+    :param folder: Where in it.
     """
-    names = [f"{folder}/{name}" for name in directory.names(folder)]
-    for name, data in directory.read_all(names):
-        decoded = decode(data)
-        if not decoded.whole:
-            raise LedgerCorrupt(directory.below(name), "is damaged")
-        for text in decoded.lines:
-            yield json.loads(text)
+
+    def __init__(self, directory: Directory, folder: str) -> None:
+        self._directory = directory
+        self._folder = folder
+        self._unread: deque[str] | None = None
+        self._lines: deque[bytes] = deque()
+
+    def __iter__(self) -> RequestReader:
+        """Return the reader itself."""
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """
+        Return the next line.
+
+        :raises LedgerUnavailable: the storage did not answer.
+        :raises LedgerCorrupt: an object is damaged.
+        """
+        while not self._lines:
+            self._read()
+        record: dict[str, Any] = json.loads(self._lines.popleft())
+        return record
+
+    def _read(self) -> None:
+        if self._unread is None:
+            names = filter(_NAME.fullmatch, self._directory.names(self._folder))
+            self._unread = deque(f"{self._folder}/{name}" for name in names)
+        if not self._unread:
+            raise StopIteration
+        for name, data in self._directory.read_all(islice(self._unread.copy(), READERS)):
+            decoded = decode(data)
+            if not decoded.whole:
+                raise LedgerCorrupt(self._directory.below(name), "is damaged")
+            self._lines.extend(decoded.lines)
+            self._unread.popleft()

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import threading
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_distribute.exceptions import LedgerCorrupt
 from airflow_provider_distribute.ledger.lines import checked, decode, sealed, to_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.ledger.directory import Directory
 
 __all__ = ["Landed", "RowWriter", "read_rows", "result_in"]
+
+log = logging.getLogger(__name__)
 
 _FOLDER = "rows"
 _NAME = re.compile(r"\d{6}\.jsonl")
@@ -62,7 +65,7 @@ def result_in(text: bytes) -> dict[str, Any]:
 
 class RowWriter:
     """
-    Writes row objects. Blocks; on an event loop, use it from a thread.
+    Writes row objects, from one thread or several. Blocks; on an event loop, use it from a thread.
 
     :param directory: The run's directory.
     :param writer: Names whoever writes; never the same for two of them.
@@ -72,6 +75,7 @@ class RowWriter:
         self._directory = directory
         self._writer = writer
         self._written = 0
+        self._turn = threading.Lock()
 
     def write(self, lines: Sequence[bytes]) -> None:
         """
@@ -79,19 +83,21 @@ class RowWriter:
 
         :raises LedgerUnavailable: the storage did not answer. The same lines can be written again.
         """
-        name = f"{_FOLDER}/{self._writer}/{self._written + 1:06d}.jsonl"
-        self._directory.overwrite(name, sealed(lines, writer=self._writer))
-        self._written += 1
+        # A write whose waiter was cancelled goes on, while the same lines are written once more.
+        with self._turn:
+            name = f"{_FOLDER}/{self._writer}/{self._written + 1:06d}.jsonl"
+            self._directory.overwrite(name, sealed(lines, writer=self._writer))
+            self._written += 1
 
 
 def read_rows(directory: Directory) -> Iterator[tuple[Landed, bytes]]:
     """
     Yield the head and the text of every line, writer by writer.
 
-    The same row may come several times: two triggerers may have waited for it for a while.
+    The same row may come several times: two triggerers may have waited for it for a while. Of a damaged
+    object the whole lines count; what it does not show can be looked at again.
 
     :raises LedgerUnavailable: the storage did not answer.
-    :raises LedgerCorrupt: an object that is not the last of its writer is damaged.
     """
     for writer in directory.names(_FOLDER):
         folder = f"{_FOLDER}/{writer}"
@@ -99,6 +105,10 @@ def read_rows(directory: Directory) -> Iterator[tuple[Landed, bytes]]:
         for name, data in directory.read_all(names):
             decoded = decode(data)
             if not decoded.whole and name != names[-1]:
-                raise LedgerCorrupt(directory.below(name), "is damaged")
+                log.warning(
+                    "%r is damaged. Its first %d lines count; what it does not show is looked at again.",
+                    directory.below(name),
+                    len(decoded.lines),
+                )
             for text in decoded.lines:
                 yield Landed.head(text), text

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 from airflow_provider_distribute.ledger.records import (
     Accepted,
     Intended,
-    Refusal,
     Refused,
-    Ticket,
     Unanswered,
     Unsent,
 )
+from airflow_provider_distribute.ledger.spans import rows_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from airflow_provider_distribute.ledger.records import Record
+    from airflow_provider_distribute.ledger.records import Record, Refusal, Ticket
 
 __all__ = ["Window"]
 
@@ -39,6 +38,7 @@ class Window:
         self.size = size
         self._unrecorded: set[int] = set()
         self._promised: set[int] = set()
+        self._known: set[int] = set()
         self._recording: set[int] = set()
         self._tickets: list[Ticket] = []
         self._refusals: list[Refusal] = []
@@ -58,8 +58,8 @@ class Window:
 
     @property
     def known(self) -> int:
-        """How many outcomes the next object can record."""
-        return len(self._tickets) + len(self._refusals) + len(self._unanswered) + len(self._unsent)
+        """Of how many rows the next object can record the outcome."""
+        return len(self._known)
 
     @property
     def under_way(self) -> int:
@@ -71,22 +71,26 @@ class Window:
         """Whether everything intended is recorded."""
         return not self._unrecorded
 
-    def accepted(self, row: int, ticket: str, at: float) -> None:
-        """Report that the service took a row's request, at an epoch second."""
-        self._tickets.append(Ticket(ticket, str(row), at))
+    def accepted(self, ticket: Ticket) -> None:
+        """Report that the service took the requests of a ticket's rows."""
+        self._tickets.append(ticket)
+        self._known.update(rows_in(ticket.rows))
 
-    def refused(self, row: int, message: str, at: float) -> None:
+    def refused(self, refusal: Refusal) -> None:
         """Report that the service will not have a row's request."""
-        self._refusals.append(Refusal(row, message, at))
+        self._refusals.append(refusal)
+        self._known.add(refusal.row)
 
     def unanswered(self, row: int) -> None:
         """Report that a row's request was sent and not answered."""
         self._unanswered.append(row)
+        self._known.add(row)
 
     def unsent(self, row: int) -> None:
         """Report that a row's request was surely not taken; nothing more is intended after that."""
         self._stopped = True
         self._unsent.append(row)
+        self._known.add(row)
 
     def entry(self, intended: Iterable[int]) -> list[Record]:
         """
@@ -97,9 +101,7 @@ class Window:
         :param intended: At most :attr:`free` rows.
         """
         self._promised = set(intended)
-        self._recording = {int(ticket.rows) for ticket in self._tickets}
-        self._recording.update(refusal.row for refusal in self._refusals)
-        self._recording.update(self._unanswered, self._unsent)
+        self._recording, self._known = self._known, set()
         records: list[Record] = [Intended.of(self._promised)]
         if self._tickets:
             records.append(Accepted(tuple(self._tickets)))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""A fresh world for each test, in which nobody sleeps long."""
+"""A fresh world for each test, in which nobody sleeps long, or time passes by itself."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_distribute.bulk import submission
+from airflow_provider_distribute.bulk import collection, submission
 from airflow_provider_distribute.pacing import Backoff
 from tests.unit.bulk.world import World
+from tests.unit.storage import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.clock import Clock
 
 
 @pytest.fixture
@@ -22,9 +25,16 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
+def timeless(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world on a store in memory, in which days pass in milliseconds."""
+    for module in (submission, collection):
+        monkeypatch.setattr(module, "time", clock)
+    return World(tmp_path, store=Store(), clock=clock)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait milliseconds where the submission would wait seconds."""
-    monkeypatch.setattr(
-        submission, "Backoff", lambda base=1.0, cap=60.0: Backoff(base=base / 1000, cap=cap / 1000)
-    )
+    monkeypatch.setattr(submission, "BACKOFF", Backoff(base=0.001, cap=0.06))
+    monkeypatch.setattr(submission, "STORAGE_BACKOFF", Backoff(base=0.0005, cap=0.03))
     monkeypatch.setattr(submission, "_PATIENCE", 0.02)

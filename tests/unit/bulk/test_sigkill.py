@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[3]
 ROWS = 300
 PATIENCE = 60.0
+#: Seconds a worker waits at first for a service that does not answer.
+BACKOFF = 0.02
 
 
 class Processes:
@@ -42,7 +44,8 @@ class Processes:
 
     def start(self, mode: str) -> subprocess.Popen[bytes]:
         """Start a process; the test's end kills it."""
-        command = [sys.executable, "-m", "tests.unit.bulk.worker", mode, str(self.path), self._url, str(ROWS)]
+        arguments = [mode, str(self.path), self._url, str(ROWS), str(BACKOFF)]
+        command = [sys.executable, "-m", "tests.unit.bulk.worker", *arguments]
         self._running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
         return self._running
 
@@ -116,14 +119,15 @@ def test_killed_again_and_again(emulator: InferenceEmulator, processes: Processe
 
 
 def test_an_outage_while_sending_fails_nothing(emulator: InferenceEmulator, processes: Processes) -> None:
-    """The service refuses everything for a while; then the run goes on by itself."""
+    """The service refuses everything for many backoffs; then the run goes on by itself."""
     with emulator.outage("503"):
         process = processes.start("send")
         give_up = time.monotonic() + PATIENCE
-        while len(emulator.requests()) < 3 and time.monotonic() < give_up:
+        while len(emulator.requests()) < 8 and time.monotonic() < give_up:
             time.sleep(0.01)
         assert process.poll() is None
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors.decode()
     state = Journal(Directory(UPath(processes.path)), writer="test").read()
     assert len(state.tickets) + len(state.unknown) == ROWS
+    assert emulator.paid == len(state.tickets)

@@ -5,30 +5,30 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from airflow_provider_distribute.bulk import submission
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.exceptions import AccessDenied, BudgetSpent
-from airflow_provider_distribute.pacing import RateLimit
 from tests.unit.bulk.world import FAR, World, prompts
 
 if TYPE_CHECKING:
     from airflow_provider_distribute.bulk.submission import Submitted
 
-pytestmark = pytest.mark.usefixtures("impatient")
-
 NEVER_CONNECTED = httpx.ConnectError("refused")
 TAKEN_AND_LOST = httpx.ReadError("reset")
 
 
+@pytest.fixture
+def world(timeless: World) -> World:
+    return timeless
+
+
 def send(world: World, count: int = 20, *, deadline: float = FAR, **plan: Any) -> tuple[Submitted, Any]:
     run, staged = world.take_up(prompts(count), **plan)
-    submitted = asyncio.run(world.submit(run, staged, deadline=deadline))
+    submitted = world.run(world.submit(run, staged, deadline=deadline))
     return submitted, run.journal.read()
 
 
@@ -41,20 +41,19 @@ def test_everything_is_sent_once(world: World) -> None:
 
 def test_no_more_than_the_window_is_ever_unrecorded(world: World) -> None:
     """At any instant, what was sent is at most the window ahead of what is recorded."""
+    assert world.store
     run, staged = world.take_up(prompts(60), window=8)
-    recorded, worst = 0, 0
-    append = run.journal.append
+    ahead: list[int] = []
 
-    def counting(records: Any) -> None:
-        nonlocal recorded, worst
-        worst = max(worst, world.service.paid - recorded)
-        append(records)
-        recorded = len(run.journal.read().tickets)
+    def note(act: str, path: str) -> float:
+        if act == "write":
+            ahead.append(world.service.paid - len(run.journal.read().tickets))
+        return 1.0
 
-    run.journal.append = counting  # type: ignore[method-assign]
-    asyncio.run(world.submit(run, staged))
-    assert (world.service.paid, recorded) == (60, 60)
-    assert 0 < worst <= 8
+    world.store.before = note
+    world.run(world.submit(run, staged))
+    assert (world.service.paid, len(run.journal.read().tickets)) == (60, 60)
+    assert 0 < max(ahead) <= 8
 
 
 def test_the_journal_stays_small(world: World) -> None:
@@ -70,11 +69,9 @@ def test_what_was_not_accepted_is_sent_again(world: World) -> None:
     assert (submitted.accepted, submitted.unknown, state.duplicates) == (10, 0, 0)
 
 
-def test_a_storm_of_429_slows_down_and_passes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_of_429_slows_down_and_passes(world: World) -> None:
     """Every row is accepted in the end, and none is paid twice."""
-    monkeypatch.setattr("airflow_provider_distribute.pacing._PAUSE", 0.01)
-    monkeypatch.setattr("airflow_provider_distribute.pacing._ONE_STORM", 0.02)
-    busy = httpx.Response(429, json={"message": "slow down"}, headers={"Retry-After": "0.01"})
+    busy = httpx.Response(429, json={"message": "slow down"}, headers={"Retry-After": "1"})
     world.service.submit = lambda prompt, time: busy if len(world.service.bodies) < 30 else None
     submitted, _ = send(world, 40)
     assert (submitted.accepted, world.service.paid) == (40, 40)
@@ -141,17 +138,17 @@ def test_the_budget_stops_before_it_is_passed(world: World) -> None:
     run, staged = world.take_up(prompts(50))
     limit = sum(staged.costs[:10]) * 1.0001
     run, staged = world.take_up(prompts(50), max_cost=limit)
-    submitted = asyncio.run(world.submit(run, staged))
+    submitted = world.run(world.submit(run, staged))
     assert isinstance(submitted.stopped, BudgetSpent)
     assert (world.service.paid, len(run.journal.read().open)) == (10, 40)
     run, staged = world.take_up(prompts(50), max_cost=limit)
-    asyncio.run(world.submit(run, staged))
+    world.run(world.submit(run, staged))
     assert world.service.paid == 10
 
 
 def test_the_deadline_stops_sending(world: World) -> None:
     """Before the first request, when it has passed already."""
-    submitted, state = send(world, 10, deadline=time.time() - 1)
+    submitted, state = send(world, 10, deadline=world.now() - 1)
     assert isinstance(submitted.stopped, TimeoutError)
     assert (world.service.paid, len(state.open)) == (0, 10)
 
@@ -159,29 +156,21 @@ def test_the_deadline_stops_sending(world: World) -> None:
 def test_nothing_waits_beyond_the_deadline(world: World) -> None:
     """A turn that comes too late is not waited for; what was intended is recorded as not sent."""
     world.fields["requests_per_second"] = 0.5
-    started = time.monotonic()
-    submitted, state = send(world, 10, deadline=time.time() + 1)
-    assert time.monotonic() - started < 1.5
+    deadline = world.now() + 1
+    submitted, state = send(world, 10, deadline=deadline)
+    assert world.now() < deadline
     assert (submitted.accepted, isinstance(submitted.stopped, TimeoutError)) == (1, True)
     assert (state.unknown, len(state.open)) == (set(), 9)
 
 
-def test_the_rate_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_kept(world: World) -> None:
     """Never more in any one second than the connection allows, and hardly less."""
     sent: list[float] = []
-    take = RateLimit.take
-
-    def noted(self: RateLimit, now: float) -> float:
-        wait = take(self, now)
-        if wait <= 0:
-            sent.append(now)
-        return wait
-
-    monkeypatch.setattr(RateLimit, "take", noted)
+    world.service.submit = lambda prompt, time: sent.append(world.now())
     world.fields["requests_per_second"] = 50
     send(world, 100)
     assert len(sent) == 100
-    assert sent[-1] - sent[0] < 2.6
+    assert sent[-1] - sent[0] < 100 / 50 * 1.03
     assert max(sum(1 for at in sent if first <= at < first + 1.0) for first in sent) <= 50
 
 
@@ -201,16 +190,13 @@ def test_stopping_wakes_those_who_wait_for_a_turn(world: World) -> None:
             return await task
 
     run, staged = world.take_up(prompts(10))
-    submitted = asyncio.run(stopped())
+    submitted = world.run(stopped())
     assert (submitted.accepted, str(submitted.stopped)) == (1, "told to stop")
 
 
-def test_progress_is_told(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_progress_is_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """In counts, now and then."""
-    monkeypatch.setattr(submission, "_PROGRESS_EVERY", 0.05)
-    world.fields["requests_per_second"] = 20
+    world.fields["requests_per_second"] = 0.1
     caplog.set_level("INFO")
     send(world, 8)
     assert "of 8 requests accepted" in caplog.text
@@ -219,7 +205,7 @@ def test_progress_is_told(
 def test_labels_travel_with_the_request(world: World) -> None:
     """So that a duplicate can be recognised at the service."""
     run, staged = world.take_up(prompts(2))
-    asyncio.run(world.submit(run, staged, labels={"airflow_dag_id": "dag"}))
+    world.run(world.submit(run, staged, labels={"airflow_dag_id": "dag"}))
     sent = sorted(world.service.bodies, key=lambda body: body["metadata"]["airflow_index"])
     assert [body["metadata"] for body in sent] == [
         {"airflow_dag_id": "dag", "airflow_index": "0"},

@@ -3,7 +3,7 @@
 """
 A worker or a triggerer as a process of its own, so that it can be killed in earnest.
 
-``python -m tests.unit.bulk.worker send|collect <directory> <base url> <rows>``
+``python -m tests.unit.bulk.worker send|collect <directory> <base url> <rows> <seconds of the first backoff>``
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import time
 
 from upath import UPath
 
+from airflow_provider_distribute.bulk import submission
 from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.ledger.directory import Directory
+from airflow_provider_distribute.pacing import Backoff
 from airflow_provider_distribute.waiting.pool import shared_pool
 from tests.unit.bulk.world import OWNER, prompts
 from tests.unit.contracts import DISTRIBUTE
@@ -48,8 +50,9 @@ async def collect(directory: Directory, plan: Plan) -> None:
     await collection.run(shared_pool(plan.settings), deadline=time.time() + 120, poke_interval=1.0)
 
 
-def main(mode: str, path: str, url: str, rows: int) -> None:
+def main(mode: str, path: str, url: str, rows: int, backoff: float) -> None:
     """Do one of both."""
+    submission.BACKOFF = Backoff(base=backoff, cap=60 * backoff)
     directory, plan = Directory(UPath(path)), plan_for(url)
     if mode == "collect":
         asyncio.run(collect(directory, plan))
@@ -60,4 +63,4 @@ def main(mode: str, path: str, url: str, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))

@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from upath import UPath
@@ -24,24 +26,59 @@ from airflow_provider_distribute.bulk.submission import Submission, Submitted
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner
+from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.waiting.pool import Pool
 from tests.unit.contracts import DISTRIBUTE
+from tests.unit.storage import READING, directory_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from airflow_provider_distribute.models import Settings
+    from tests.unit.clock import Clock
+    from tests.unit.storage import Store
 
 #: Read here, outside of any event loop.
 BODIES = {state: DISTRIBUTE.look(state).json() for state in ("pending", "succeeded", "failed")}
 OWNER = Owner("dag", "run", "task")
 FAR = 1e12
-Handler = Any
+
+T = TypeVar("T")
 
 
 class Killed(BaseException):
     """The process was killed here: no ``except Exception`` sees it."""
+
+
+class Life:
+    """
+    The life of a process, which ends at one of the instants at which it changes something, or never.
+
+    :param at: Counts the instants, from 1.
+    :param share: How much of what it does then still happens, from nothing (0.0) to all of it (1.0).
+    """
+
+    def __init__(self, at: float = math.inf, share: float = 0.0) -> None:
+        self._at = at
+        self._share = share
+        self.instants = 0
+        self.over = False
+
+    def begins(self, act: str = "", path: str = "") -> float:
+        """Return how much of an act happens."""
+        if self.over:
+            raise Killed
+        if act in READING:
+            return 1.0
+        self.instants += 1
+        self.over = self.instants >= self._at
+        return self._share if self.over else 1.0
+
+    def ends(self) -> None:
+        """Go on after an act, or die."""
+        if self.over:
+            raise Killed
 
 
 @dataclass
@@ -57,11 +94,20 @@ class Service:
     answer: Callable[[str], str | None] = lambda prompt: f"Answer to {prompt}"
     taken: dict[str, list[str]] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
     looks: int = 0
+    life: Life = field(default_factory=Life)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         """Answer a request."""
         await asyncio.sleep(0)
+        heard = self.life.begins()
+        answer = self._answer(request) if heard else None
+        self.life.ends()
+        assert answer is not None
+        return answer
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         if request.url.path == DISTRIBUTE.submit_path:
             return self._create(body)
@@ -69,10 +115,11 @@ class Service:
         return self._result(body["id"])
 
     def _create(self, body: dict[str, Any]) -> httpx.Response:
-        prompt = body["messages"][-1]["content"]
+        prompt = question_in(body)
         self.bodies.append(body)
+        self.sent[prompt] += 1
         tickets = self.taken.setdefault(prompt, [])
-        said = self.submit(prompt, sum(1 for b in self.bodies if b["messages"][-1]["content"] == prompt))
+        said = self.submit(prompt, self.sent[prompt])
         if isinstance(said, Exception):
             if isinstance(said, httpx.ReadError):
                 tickets.append(f"{prompt}#{len(tickets)}")
@@ -82,8 +129,12 @@ class Service:
         tickets.append(f"{prompt}#{len(tickets)}")
         return httpx.Response(200, json={"id": tickets[-1]})
 
+    def content_of(self, job_id: str) -> str | None:
+        """Return what a job answers; ``None``: it has not ended."""
+        return self.answer(job_id.rpartition("#")[0])
+
     def _result(self, job_id: str) -> httpx.Response:
-        content = self.answer(job_id.rpartition("#")[0])
+        content = self.content_of(job_id)
         if content is None:
             return httpx.Response(200, json=BODIES["pending"])
         if content == "ERROR":
@@ -99,39 +150,19 @@ class Service:
         return sum(map(len, self.taken.values()))
 
 
-class Mortal(Directory):
-    """
-    A directory whose user is killed at one of its journal's writes.
-
-    ``left`` says how much of that object is there afterwards: from nothing (0.0) to all of it (1.0).
-    """
-
-    def __init__(self, path: Any, *, at: int, left: float) -> None:
-        super().__init__(path)
-        self._at = at
-        self._left = left
-        self.writes = 0
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write an object, or die."""
-        if name.startswith("journal/"):
-            self.writes += 1
-            if self.writes > self._at:
-                raise Killed
-            if self.writes == self._at:
-                if self._left > 0:
-                    super().create(name, data[: int(len(data) * self._left)])
-                raise Killed
-        super().create(name, data)
-
-
 @dataclass
 class World:
-    """One run directory, one service, and as many attempts as a test wants."""
+    """
+    One run directory, one service, and as many attempts as a test wants.
+
+    The directory is on the disk, unless there is a store. Time passes as it does, unless there is a clock.
+    """
 
     path: Path
     service: Service = field(default_factory=Service)
     fields: dict[str, Any] = field(default_factory=dict)
+    store: Store | None = None
+    clock: Clock | None = None
 
     @property
     def settings(self) -> Settings:
@@ -144,19 +175,36 @@ class World:
 
     def directory(self) -> Directory:
         """Return the run's directory."""
-        return Directory(UPath(self.path))
+        return Directory(UPath(self.path)) if self.store is None else directory_on(self.store)
 
-    def take_up(self, requests: Any, *, directory: Directory | None = None, **plan: Any) -> tuple[Run, Any]:
+    def now(self) -> float:
+        """Return the epoch second."""
+        return (self.clock or time).time()
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end."""
+        return self.clock.run(main) if self.clock else asyncio.run(main)
+
+    def lead(self, life: Life) -> None:
+        """Let whoever uses the store and the service live this life."""
+        assert self.store is not None
+        self.store.before, self.store.after = life.begins, life.ends
+        self.service.life = life
+
+    def take_up(self, requests: Any, **plan: Any) -> tuple[Run, Any]:
         """Begin an attempt."""
-        run = Run(directory or self.directory(), Plan(self.settings, OWNER, **plan))
-        staged = run.take_up(source_of(requests, open_path=UPath), now=time.time())
+        run = Run(self.directory(), Plan(self.settings, OWNER, **plan))
+        staged = run.take_up(source_of(requests, open_path=UPath), now=self.now())
         return run, staged
 
     async def submit(self, run: Run, staged: Any, *, deadline: float = FAR, **more: Any) -> Submitted:
         """Send what is missing."""
+        return await self._send(run, staged.costs, deadline=deadline, **more)
+
+    async def _send(self, run: Run, estimates: Any, **more: Any) -> Submitted:
+        budget = await asyncio.to_thread(run.budget, estimates)
         async with self.client() as client:
-            budget = await asyncio.to_thread(run.budget, staged.costs)
-            return await Submission.of(run, client, budget, deadline=deadline, **more).run()
+            return await Submission.of(run, client, budget, **more).run()
 
     async def collect(self, *, deadline: float = FAR, poke_interval: float = 0.1) -> Collection:
         """Wait for what is running."""
@@ -181,20 +229,43 @@ class World:
         run.settle(landing.again, landing.unknown_rows)
         return manifest
 
-    def attempt(self, requests: Any, *, deadline: float = FAR, **plan: Any) -> dict[str, Any]:
-        """Do all of it: submit, collect, land."""
+    def attempt(
+        self,
+        requests: Any,
+        *,
+        deadline: float = FAR,
+        poke_interval: float = 0.1,
+        repairs: int = 0,
+        **plan: Any,
+    ) -> dict[str, Any]:
+        """Do all of it: submit, collect, repair so often, land."""
 
-        async def both() -> None:
-            await self.submit(run, staged)
-            await self.collect(deadline=deadline)
+        async def both(estimates: Any, folder: str | None = None) -> None:
+            await self._send(run, estimates, deadline=FAR, folder=folder)
+            await self.collect(deadline=deadline, poke_interval=poke_interval)
 
         run, staged = self.take_up(requests, **plan)
-        asyncio.run(both())
+        self.run(both(staged.costs))
+        for number in range(repairs):
+            run.state = run.journal.read()
+            folder = f"repairs/{run.writer}-{number}"
+            landing = land(run, format_from("jsonl"), repair=RequestWriter(run.directory, folder))
+            if landing.repairs:
+                run.ask_again(set(landing.repairs))
+                self.run(both(landing.repairs, folder))
         return self.land(run)
 
     def results(self) -> list[dict[str, Any]]:
         """Return the rows."""
-        return [json.loads(line) for line in (self.path / "results.jsonl").read_text().splitlines()]
+        written = self.directory().read("results.jsonl")
+        assert written is not None
+        return [json.loads(line) for line in written.splitlines()]
+
+
+def question_in(body: dict[str, Any]) -> str:
+    """Return what the user asked first."""
+    question: str = next(message["content"] for message in body["messages"] if message["role"] == "user")
+    return question
 
 
 def prompts(count: int) -> list[str]:

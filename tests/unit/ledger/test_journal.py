@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -17,8 +17,9 @@ from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.lines import line, sealed
 from airflow_provider_distribute.ledger.records import Asking, Intended, Opened, Owner
-from airflow_provider_distribute.ledger.requests import RequestWriter, read_requests
+from airflow_provider_distribute.ledger.requests import RequestReader, RequestWriter
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows, result_in
+from tests.unit.storage import Failing, Store, directory_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,60 +57,30 @@ def test_the_first_of_two_attempts_stops_at_its_next_write(directory: Directory)
     assert Journal(directory, writer="c").read().intended == set()
 
 
-def test_a_store_that_lost_its_own_answer_is_believed() -> None:
-    """It took the object, did not say so, was asked again, and then says that the object exists."""
-    path = UPath(f"memory://{uuid4()}")
-
-    class Forgetful:
-        protocol = "memory"
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(path.fs, name)
-
-        def pipe_file(self, name: str, data: bytes, mode: str) -> None:
-            path.fs.pipe_file(name, data, mode=mode)
-            raise FileExistsError(name)
-
-    class Path:
-        fs = Forgetful()
-        path = "/forgetful"
-
-    journal = Journal(Directory(Path()), writer="a")
-    journal.append([OPENED])
-    assert journal.read().opened == OPENED
+def test_what_others_append_is_read_on(directory: Directory) -> None:
+    """Without reading again what was read, as long as that was whole."""
+    first, second = Journal(directory, writer="a"), Journal(directory, writer="b")
+    first.append([OPENED, Asking("0-2")])
+    state = second.read()
+    first.append([Intended("0")])
+    state = second.read_on(state)
+    assert (state.last, state.intended, state.sends[0]) == (2, {0}, 1)
+    second.append([OPENED])
+    assert Journal(directory, writer="c").read().last == 3
 
 
-def test_a_storage_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
-    """It is never taken for an empty one, and the message names the place."""
-    (tmp_path / "journal").write_text("a file, where a folder should be")
-    (tmp_path / "rows").mkdir()
-
-    class Broken:
-        protocol = ("file", "local")
-
-        def __getattr__(self, name: str) -> Any:
-            raise PermissionError(name)
-
-    class Path:
-        fs = Broken()
-        path = str(tmp_path)
-
-        def __str__(self) -> str:
-            return "s3://bucket/run"
-
-    with pytest.raises(LedgerUnavailable, match="'s3://bucket/run/journal'") as raised:
-        Journal(Directory(Path()), writer="a").read()
-    assert raised.value.transient
-
-
-def test_a_storage_that_cannot_be_opened_is_an_error() -> None:
-    """No such kind of storage, or no such Airflow connection for it."""
-
-    def refuse(uri: str) -> Any:
-        raise ValueError("no such scheme")
-
-    with pytest.raises(LedgerUnavailable, match=r"no such scheme.*'odd://run'"):
-        Directory.at("odd://run", refuse)
+def test_what_was_torn_is_read_again(directory: Directory) -> None:
+    """It was under way: by now it is whole, and says more."""
+    first, second = Journal(directory, writer="a"), Journal(directory, writer="b")
+    first.append([OPENED, Asking("0-2")])
+    first.append([Intended("0")])
+    whole = directory.read("journal/00000002.jsonl")
+    assert whole is not None
+    directory.overwrite("journal/00000002.jsonl", whole[:3])
+    state = second.read()
+    assert state.intended == {0, 1, 2}
+    directory.overwrite("journal/00000002.jsonl", whole)
+    assert second.read_on(state).intended == {0}
 
 
 def test_a_record_of_a_newer_version_is_an_error(directory: Directory) -> None:
@@ -141,19 +112,40 @@ def test_rows_are_read_with_and_without_their_result(directory: Directory) -> No
     assert (head, result_in(text)) == (landed, {"content": 'x,"result":{"a":1}'})
 
 
-def test_the_last_object_of_a_rows_writer_may_be_torn(directory: Directory) -> None:
-    """Its whole lines count; an earlier one that is damaged is an error."""
+def test_a_damaged_object_of_rows_shows_its_whole_lines(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever it is: jobs can be looked at again. Damage is told, unless a writer may have died there."""
     writer = RowWriter(directory, writer="a")
-    lines = [Landed(row, str(row), 5.0, True, None).line({}) for row in range(3)]
-    writer.write(lines[:1])
-    writer.write(lines[1:])
-    whole = directory.read("rows/a/000002.jsonl")
-    assert whole is not None
-    directory.overwrite("rows/a/000002.jsonl", whole[:-5])
-    assert [head.row for head, _ in read_rows(directory)] == [0, 1, 2]
-    directory.overwrite("rows/a/000001.jsonl", b"")
-    with pytest.raises(LedgerCorrupt, match="damaged"):
-        list(read_rows(directory))
+    lines = [Landed(row, str(row), 5.0, True, None).line({}) for row in range(4)]
+    writer.write(lines[:2])
+    writer.write(lines[2:])
+    for name, left in (("rows/a/000002.jsonl", [0, 1, 2]), ("rows/a/000001.jsonl", [0, 2])):
+        assert "damaged" not in caplog.text
+        whole = directory.read(name)
+        assert whole is not None
+        directory.overwrite(name, whole[: whole.index(b"\n") + 5])
+        assert [head.row for head, _ in read_rows(directory)] == left
+    assert "000001.jsonl' is damaged. Its first 1 lines count" in caplog.text
+
+
+def test_two_threads_never_write_the_same_object_of_rows() -> None:
+    """A write whose waiter was cancelled goes on while the same lines are written again."""
+    store = Store()
+    writer = RowWriter(directory_on(store), writer="a")
+    lines = [Landed(0, "t", 5.0, True, None).line({})]
+    second = threading.Thread(target=writer.write, args=[lines])
+
+    def meanwhile(act: str, path: str) -> float:
+        if second.ident is None:
+            second.start()
+            second.join(0.1)  # time enough for a thread that nothing holds back
+        return 1.0
+
+    store.before = meanwhile
+    writer.write(lines)
+    second.join()
+    assert sorted(store.objects) == ["run/rows/a/000001.jsonl", "run/rows/a/000002.jsonl"]
 
 
 def test_requests_come_back_in_order(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,28 +157,41 @@ def test_requests_come_back_in_order(directory: Directory, monkeypatch: pytest.M
         writer.add(request)
     writer.flush()
     writer.flush()
-    assert list(read_requests(directory, "requests/a")) == asked
+    assert list(RequestReader(directory, "requests/a")) == asked
     assert len(directory.names("requests/a")) > 3
+
+
+def test_requests_are_read_on_after_the_storage_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same line: none is skipped, and none comes twice."""
+    monkeypatch.setattr("airflow_provider_distribute.ledger.requests._FULL", 50)
+    store = Store()
+    directory = directory_on(store)
+    writer = RequestWriter(directory, "requests/a")
+    for row in range(40):
+        writer.add({"row": row, "text": "x" * 50})
+    writer.flush()
+    reader, failures = RequestReader(directory, "requests/a"), 0
+    rows: list[int] = []
+    store.before = Failing("read", "000012.jsonl", times=2)
+    while len(rows) < 40:
+        try:
+            rows.append(next(reader)["row"])
+        except LedgerUnavailable:
+            failures += 1
+    assert (rows, failures, next(reader, None)) == (list(range(40)), 2, None)
 
 
 def test_damaged_requests_are_an_error(directory: Directory) -> None:
     """They were complete before the run was opened."""
     directory.create("requests/a/000001.jsonl", b"{}")
     with pytest.raises(LedgerCorrupt, match="damaged"):
-        list(read_requests(directory, "requests/a"))
+        list(RequestReader(directory, "requests/a"))
 
 
-def test_a_stream_replaces_an_object_only_when_it_is_complete(directory: Directory) -> None:
-    """A reader sees the old one or the new one."""
-    directory.overwrite("results.jsonl", b"old")
-    with contextlib.suppress(ZeroDivisionError), directory.replacing("results.jsonl") as stream:
-        stream.write(b"half")
-        stream.write(bytes(1 // 0))
-    assert directory.read("results.jsonl") == b"old"
-    with directory.replacing("results.jsonl") as stream:
-        stream.write(b"new")
-    assert directory.read("results.jsonl") == b"new"
-    assert directory.read("manifest.json") is None
+def test_strange_files_among_the_requests_are_left_alone(directory: Directory) -> None:
+    """People look at directories with tools that leave files behind."""
+    directory.create("requests/a/.DS_Store", b"x")
+    assert list(RequestReader(directory, "requests/a")) == []
 
 
 @pytest.mark.parametrize(

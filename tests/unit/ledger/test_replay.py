@@ -110,9 +110,9 @@ class Worker:
             outcome, row, ticket = self.answers.pop(0)
             match outcome:
                 case "accepted":
-                    self.window.accepted(row, ticket, 1.0)
+                    self.window.accepted(Ticket(ticket, str(row), 1.0))
                 case "refused":
-                    self.window.refused(row, "no", 1.0)
+                    self.window.refused(Refusal(row, "no", 1.0))
                 case "unanswered":
                     self.window.unanswered(row)
                 case _:
@@ -344,3 +344,23 @@ def test_repairs_are_counted_apart() -> None:
         (Intended("0-1"), Unsent("1")),
     )
     assert (list(state.sends[:3]), list(state.repairs[:3])) == ([2, 1, 0], [1, 0, 0])
+
+
+def test_an_object_that_says_again_what_the_one_before_said_changes_nothing() -> None:
+    """A store that was asked twice may have written it twice."""
+    said: tuple[Record, ...] = (
+        Intended("2-3"),
+        Accepted((Ticket("a", "0", 1.0),)),
+        Unsent("1"),
+    )
+    before: tuple[tuple[Record, ...], ...] = ((opened(), Asking("0-11")), (Intended("0-1"),))
+    once, twice = state_after(*before, said), state_after(*before, said, said)
+    twice.last = once.last
+    assert once == twice
+
+
+@pytest.mark.parametrize("record", [Intended("12"), Accepted((Ticket("a", "12", 1.0),)), Intended("x")])
+def test_rows_that_the_run_does_not_have_are_an_error(record: Record) -> None:
+    """Such a journal is of no use, and its checksums are right, so somebody wrote it."""
+    with pytest.raises(LedgerCorrupt, match=r"00000002\.jsonl' speaks of rows"):
+        state_after((opened(), Asking("0-11")), (record,))
