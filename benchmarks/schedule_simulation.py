@@ -8,6 +8,9 @@ may hold them back. The clock is simulated, the schedule is the real one. The fi
 job ``poke_interval`` seconds after its submission and then every ``poke_interval`` seconds, with the same
 latency. It is not held back by a rate limit.
 
+Each line of the table goes on with seed after seed until the standard errors of the ratio of looks and of the
+mean delay are below ``--error`` of them; both errors are printed behind their figures.
+
 Run it with ``python -m benchmarks.schedule_simulation``; ``--help`` lists what can be changed.
 """
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MINUTE, HOUR = 60.0, 3600.0
+FEWEST_SEEDS = 8
 
 
 class Job(NamedTuple):
@@ -140,29 +144,70 @@ SCENARIOS: dict[str, Callable[[int, random.Random], list[Job]]] = {
     "log-normal, flowing": submitted_over(HOUR, log_normal(10 * MINUTE)),
     "log-normal, 2 h": submitted_at_once(each(log_normal(2 * HOUR))),
     "uniform over 24 h": submitted_at_once(each(lambda rng: rng.uniform(0, 24 * HOUR))),
+    "10 s each": submitted_over(1.0, lambda rng: 10.0),
+    "20 s each": submitted_over(1.0, lambda rng: 20.0),
+    "uniform over 1 min": submitted_over(1.0, lambda rng: rng.uniform(0, MINUTE)),
+    "10 s each, flowing": submitted_over(10 * MINUTE, lambda rng: 10.0),
+    "20 s each, flowing": submitted_over(10 * MINUTE, lambda rng: 20.0),
 }
 
 
-def percentile_95(values: list[float]) -> float:
-    return sorted(values)[int(0.95 * len(values))]
+class Sample(NamedTuple):
+    """What one seed gave: looks and mean delays in seconds."""
+
+    looks: int
+    looks_fixed: int
+    delay: float
+    delay_fixed: float
 
 
-def row(name: str, count: int, conditions: Conditions, budget: int, first_seed: int) -> str:
-    """One line of the table, over as many seeds as ``budget`` looks of the fixed interval pay for."""
-    mine, theirs, seeds = Outcome(0, []), Outcome(0, []), 0
-    while seeds < 200 and (seeds == 0 or theirs.looks * (seeds + 1) / seeds <= budget):
-        seed = first_seed + seeds
+class Figures(NamedTuple):
+    """What several seeds gave. Errors are standard errors; ``ratio`` is that of the looks."""
+
+    ratio: float
+    ratio_error: float
+    delay: float
+    delay_error: float
+    delay_fixed: float
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> Figures:
+        """Sum samples up."""
+        looks_fixed = statistics.fmean(sample.looks_fixed for sample in samples)
+        ratio = statistics.fmean(sample.looks for sample in samples) / looks_fixed
+        residuals = [(sample.looks - ratio * sample.looks_fixed) / looks_fixed for sample in samples]
+        delays = [sample.delay for sample in samples]
+        root = math.sqrt(len(samples))
+        return cls(
+            ratio,
+            statistics.stdev(residuals) / root,
+            statistics.fmean(delays),
+            statistics.stdev(delays) / root,
+            statistics.fmean(sample.delay_fixed for sample in samples),
+        )
+
+    def certain(self, error: float) -> bool:
+        """Return whether both standard errors are small enough."""
+        return self.ratio_error <= error * self.ratio and self.delay_error <= error * self.delay
+
+
+def row(name: str, count: int, conditions: Conditions, error: float, first_seed: int) -> str:
+    """One line of the table."""
+    samples: list[Sample] = []
+    while len(samples) < FEWEST_SEEDS or not (figures := Figures.of(samples)).certain(error):
+        seed = first_seed + len(samples)
         jobs = SCENARIOS[name](count, random.Random(seed))
         new, old = ours(jobs, conditions, seed), fixed(jobs, conditions)
-        mine = Outcome(mine.looks + new.looks, mine.delays + new.delays)
-        theirs = Outcome(theirs.looks + old.looks, theirs.delays + old.delays)
-        seeds += 1
-    jobs_seen = seeds * count
-    mean, mean_fixed = statistics.fmean(mine.delays), statistics.fmean(theirs.delays)
+        samples.append(
+            Sample(new.looks, old.looks, statistics.fmean(new.delays), statistics.fmean(old.delays))
+        )
+    waited = len(samples) * count
     return (
-        f"{name:22}{count:7}{seeds:6}{mine.looks / jobs_seen:10.2f}{theirs.looks / jobs_seen:10.2f}"
-        f"{mine.looks / theirs.looks:8.2f}{mean:9.1f}{mean_fixed:9.1f}{mean / mean_fixed:8.2f}"
-        f"{percentile_95(mine.delays):9.1f}{percentile_95(theirs.delays):9.1f}"
+        f"{name:22}{count:7}{len(samples):7}"
+        f"{sum(sample.looks for sample in samples) / waited:9.2f}"
+        f"{sum(sample.looks_fixed for sample in samples) / waited:9.2f}"
+        f"{figures.ratio:8.3f} +-{figures.ratio_error:.3f}"
+        f"{figures.delay:9.2f} +-{figures.delay_error:.2f}{figures.delay_fixed:9.2f}"
     )
 
 
@@ -170,29 +215,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, nargs="*", default=[10, 100, 500], help="jobs per scenario")
+    parser.add_argument("--jobs", type=int, nargs="*", default=[2, 10, 30, 100], help="jobs per scenario")
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--poke-interval", type=float, default=30.0, help="seconds")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds of a look")
     parser.add_argument("--rate", type=float, help="looks per second at most")
-    parser.add_argument(
-        "--budget", type=int, default=25_000, help="looks of the fixed interval per row, about"
-    )
+    parser.add_argument("--error", type=float, default=0.01, help="relative standard error of the figures")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     given = parser.parse_args()
     conditions = Conditions(given.poke_interval, given.latency, rate=given.rate)
 
-    print(f"{'':35}{'looks per job':>20}{'':8}{'mean delay, s':>18}{'':8}{'p95 delay, s':>18}")
+    print(f"{'':36}{'looks per job':>18}{'':16}{'mean delay, s':>25}")
     print(
-        f"{'scenario':22}{'jobs':>7}{'seeds':>6}{'ours':>10}{'fixed':>10}{'ratio':>8}"
-        f"{'ours':>9}{'fixed':>9}{'ratio':>8}{'ours':>9}{'fixed':>9}"
+        f"{'scenario':22}{'jobs':>7}{'seeds':>7}{'ours':>9}{'fixed':>9}{'ratio':>8}{'':8}"
+        f"{'ours':>9}{'':7}{'fixed':>9}"
     )
     for name in SCENARIOS:
         if given.only in name:
             for count in given.jobs:
-                print(row(name, count, conditions, given.budget, given.seed), flush=True)
+                print(row(name, count, conditions, given.error, given.seed), flush=True)
     if not given.only:
-        print(row("FIFO over 1 h", 10_000, conditions, given.budget, given.seed))
+        print(row("FIFO over 1 h", 10_000, conditions, given.error, given.seed))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ Which pending jobs to look at, and when.
 A service says that a job is finished only when it is asked. :class:`Schedule` decides whom to ask next, for
 all waiters of one process together. It does no I/O and reads no clock: ``now`` goes in, keys come out.
 
-**What is promised** for jobs with one ``poke_interval`` P, beside a look at every job every P seconds:
+**What is promised** for jobs with one ``poke_interval`` P, beside a timer for each job that looks every P
+seconds:
 
-- The mean delay between a job's end and the look that finds it is aimed at P / 2, whatever the order.
-- At most ``ALLOWANCE`` (1.08) times as many looks, whatever the order, for jobs that take several P. This is
-  enforced: n pending jobs earn ``ALLOWANCE`` * n / P looks a second, a find in a backlog earns two, and a
-  look is sent when it is paid for. Free of charge is only what somebody asked for (a hint, a retry); the
-  first looks at jobs in a small pool are paid with what is there.
-- Far fewer looks when jobs end roughly in the order of submission, or all at about the same time.
+- The mean delay between a job's end and the look that finds it is at most P / 2, whatever the order.
+- At most a tenth more looks, whatever the order, for ten jobs or more that take four P or more on average.
+- Far fewer looks when jobs end roughly in the order of submission.
 - Looks are spread out. Adding a thousand jobs at once causes no burst.
 
 **How.** Jobs wait in a line, oldest first. Two beats walk along it:
@@ -33,19 +31,23 @@ interval, it costs delay. So p is believed on evidence only. The line counts at 
 were found, by powers of two, and takes the W with the smallest c; when that would not save enough
 (``SAVING``) there is no sweep, and the patrol is the fixed interval. Half of the finds in the outer half of W
 count as beyond it, for they may have ended before they came so near. A patrol's find beyond W halves all
-belief. While nothing has ended, a line leans towards order the more the longer it is silent (``OPTIMISM``),
-by an amount that grows with sqrt(n): if that is wrong, some sqrt(n) of n jobs are found late.
+belief. Until the first find, a line leans towards order the more the longer it is silent: if that is wrong,
+the first one or two finds come late by as many P as finds were taken as given, hence ``OPTIMISM`` for each
+job.
 
-A find by the sweep calls for two more looks at once and a pending job ends the run, so a backlog is cleared
-at a pace that doubles with every answer. The patrol does the same after ``PATROL_PATIENCE`` finds in a row.
-Without the earnings of such finds, jobs that end before P is over would be found ever more slowly: the fewer
-are left, the less they earn.
+A find calls for another look at once, a second one in a row for ``BACKLOG`` more, and a pending job ends the
+run, so a backlog is cleared at a pace that doubles with every answer. Jobs that are over before anybody looks
+are found together.
 
-Jobs in a small pool are young at first. A lone job is looked at after about 1 s, a second one after 8 s, then
-each when it is three times as old, until that takes longer than P or the pool is large (from four jobs on, if
-P is 30 s, the patrol alone is as quick).
+**The corner.** The timer spends one look on a job that takes P or less, and finds it after up to P. Whoever
+knows nothing of the job and wants it found within P / 2 on average, however soon it ends, looks in half of
+all cases before P is over: a job that takes just P costs 1.5 looks. Jobs of P / 3 that come together cost
+1.2 times the timer's looks and are found ten times as soon.
 
-Each ``poke_interval`` has its own line; a line without jobs is forgotten with all it learned.
+A lone job's first looks come after about 1 s, 4 s and 16 s, and are two and a half more than the timer's; a
+lone job that takes thirty P costs a tenth more.
+
+Each ``poke_interval`` has its own line, which remembers what it learned when it is empty.
 """
 
 from __future__ import annotations
@@ -55,26 +57,25 @@ from heapq import heappop, heappush, heapreplace
 from itertools import chain, count
 from math import inf, sqrt
 from operator import attrgetter
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
 
-ALLOWANCE = 1.08  # looks earned, for each look of the fixed interval
-SAVINGS = 10  # looks per job that a line may keep for later
+PACE = 1.015  # laps of the patrol, for each of the fixed interval; pays for latency, jitter and wrong beliefs
+PHASE = 0.3  # of a lap: the first look at a new job comes after PHASE to 1 + PHASE laps
 SAVING = 0.75  # the share of the looks that a sweep must not exceed to be worth its risk
 MEMORY = 200  # finds
 EVEN = 1.0  # finds taken as given, spread evenly over the line
-OPTIMISM = 0.5  # finds at the head of a silent line taken as given, for each sqrt(job)
-SILENCE = 40  # poke_intervals of silence until OPTIMISM is whole
-SWEEP_PATIENCE, PATROL_PATIENCE = 1, 3  # finds in a row that show a backlog
-BACKLOG = 2  # looks that such a find calls for at once, and pays for
-SLACK, RUSH = 1.1, 2.0  # the patrol's longest and shortest step are step * SLACK and step / RUSH
+OPTIMISM = 0.02  # finds at the head of a silent line taken as given, for each job at most
+SILENCE = 8  # poke_intervals of silence for each such find
+BACKLOG = 2  # looks that a find calls for at once, if the one before it was a find as well; else it is one
+SLACK = 2.0  # the patrol's longest and shortest step are step * SLACK and step / SLACK
 STALL = 0.25  # seconds of steps that are made up for when due() was called late
 GRAIN = 1e-6  # seconds that make no difference, or rounding could put off a look for ever
-JITTER = 0.05  # of an interval, either way
-YOUNG_POWER = 3  # the first look at the n-th young job comes after n ** YOUNG_POWER seconds
-YOUNG_GROWTH = 2.0  # a young job's next look comes after this many times its age
+JITTER = 0.1  # of an interval, either way
+LONE_FIRST = 1.0  # seconds until the first look at a lone job
+LONE_GROWTH = 2.0, 4.0  # its next look comes after so many times its age
 
 _GOLDEN = (sqrt(5) - 1) / 2
 _number = attrgetter("number")
@@ -85,7 +86,7 @@ class _Job:
 
     __slots__ = (
         *("key", "number", "line", "added", "looked", "at"),
-        *("flying", "hinted", "queued", "young", "asked_by", "place"),
+        *("flying", "hinted", "queued", "lone", "asked_by", "place"),
     )
 
     def __init__(self, key: str, number: int, line: _Line, now: float) -> None:
@@ -94,7 +95,7 @@ class _Job:
         self.line = line
         self.added = self.looked = now
         self.at = inf
-        self.flying = self.hinted = self.queued = self.young = False
+        self.flying = self.hinted = self.queued = self.lone = False
         self.asked_by: _Beat | None = None
         self.place = 0
 
@@ -110,7 +111,6 @@ class _Beat:
     """What both beats share: ``size`` jobs have a turn in ``lap`` seconds; ``free`` turns come at once."""
 
     __slots__ = ("at", "flying", "free", "lap", "last", "line", "run", "size")
-    patience: ClassVar[int]
 
     def __init__(self, line: _Line, now: float) -> None:
         self.line: _Line = line
@@ -122,7 +122,7 @@ class _Beat:
         planned = self.planned()
         if planned == inf:
             return inf
-        return max(self.last if self.free else planned, self.line.paid_at())
+        return self.last if self.free else planned
 
     def planned(self) -> float:
         """When the next turn comes; ``inf`` if there is nobody to look at."""
@@ -147,18 +147,17 @@ class _Beat:
 
     def saw(self, done: bool) -> None:
         self.run = self.run + 1 if done else 0
-        if self.run < self.patience:
-            self.free = 0
-            return
-        self.free += BACKLOG
-        self.line.spare += BACKLOG
+        self.free = self.free + min(self.run, BACKLOG) if done else 0
+
+    def rest(self, now: float) -> None:
+        """The line was empty until now."""
+        self.last, self.run, self.free = now, 0, 0
 
 
 class _Sweep(_Beat):
     """Goes round the head of the line. Its looks in flight count as finds: backlogs go many at a time."""
 
     __slots__ = ("cursor",)
-    patience = SWEEP_PATIENCE
 
     def __init__(self, line: _Line, now: float) -> None:
         super().__init__(line, now)
@@ -183,7 +182,6 @@ class _Patrol(_Beat):
     """Looks at whoever was not looked at for longest. The queue learns of other looks when a turn comes."""
 
     __slots__ = ("queue",)
-    patience = PATROL_PATIENCE
 
     def __init__(self, line: _Line, now: float) -> None:
         super().__init__(line, now)
@@ -212,19 +210,16 @@ class _Patrol(_Beat):
         if (job := self.oldest()) is None:
             return inf
         step = self.lap / self.size
-        return min(max(job.looked + self.lap, self.last + step / RUSH), self.last + step * SLACK)
+        return min(max(job.looked + self.lap, self.last + step / SLACK), self.last + step * SLACK)
 
     def pick(self) -> _Job | None:
         return self.oldest()
 
 
 class _Line:
-    """The pending jobs of one ``poke_interval`` in order of submission, their purse, and what was learned."""
+    """The pending jobs of one ``poke_interval`` in order of submission, and what was learned."""
 
-    __slots__ = (
-        *("poke_interval", "jobs", "sweep", "patrol", "planned"),
-        *("spare", "settled", "started", "found", "optimism"),
-    )
+    __slots__ = ("found", "jobs", "patrol", "planned", "poke_interval", "started", "sweep")
 
     def __init__(self, poke_interval: float, now: float) -> None:
         self.poke_interval = poke_interval
@@ -232,10 +227,8 @@ class _Line:
         self.sweep = _Sweep(self, now)
         self.patrol = _Patrol(self, now)
         self.found = [0.0] * 32  # finds at the places 0, 1-2, 3-6, 7-14, ...
-        self.optimism = OPTIMISM
         self.planned = 0
-        self.spare = 0.0
-        self.started = self.settled = now
+        self.started = now
 
     def index(self, number: int) -> int:
         return bisect_left(self.jobs, number, key=_number)
@@ -245,34 +238,18 @@ class _Line:
         finds = self.sweep.flying - 1 if job.asked_by is self.sweep else 0
         return max(0, self.index(job.number) - finds)
 
-    def settle(self, now: float) -> None:
-        n = len(self.jobs)
-        earned = ALLOWANCE * n * (now - self.settled) / self.poke_interval
-        self.spare = min(self.spare + earned, max(1, SAVINGS * n))
-        self.settled = now
-
-    def paid_at(self) -> float:
-        """When a whole look will have been earned."""
-        return self.settled + (1 - self.spare) * self.poke_interval / (ALLOWANCE * len(self.jobs))
-
     def learn(self, job: _Job) -> None:
         surprise = job.asked_by is self.patrol and job.place >= self.sweep.size > 0
         keep = 0.5 if surprise else min(1, MEMORY / (sum(self.found) + 1))
         self.found = [finds * keep for finds in self.found]
         self.found[(job.place + 1).bit_length() - 1] += 1
-        if surprise:
-            self.optimism *= keep
 
-    def plan_in_silence(self) -> None:
-        """Lean towards order as time goes by without a find."""
-        if not any(self.found):
-            self.plan()
-
-    def plan(self) -> None:
+    def plan(self, now: float) -> None:
         n = self.planned = len(self.jobs)
-        silence = min(1, (self.settled - self.started) / (SILENCE * self.poke_interval))
-        within = self.optimism * sqrt(n) * silence
-        total = within + EVEN + sum(self.found)
+        finds_known = sum(self.found)
+        silence = 0.0 if finds_known else (now - self.started) / self.poke_interval
+        within = min(silence / SILENCE, OPTIMISM * n)
+        total = within + EVEN + finds_known
         best, head, share = sqrt(SAVING * n), 0, 0.0
         for power, finds in enumerate(self.found[: (n // 2 + 1).bit_length() - 1]):
             w = 2 ** (power + 1) - 1
@@ -281,7 +258,7 @@ class _Line:
             p = (within - slid_in + EVEN * w / n) / total
             if (c := sqrt(w * p) + sqrt((n - w) * (1 - p))) < best:
                 best, head, share = c, w, p
-        scale = self.poke_interval / ALLOWANCE / (best if head else sqrt(n))
+        scale = self.poke_interval / PACE / (best if head else sqrt(n))
         self.sweep.size, self.patrol.size = head, n - head
         self.sweep.lap = scale * sqrt(head / share) if head else inf
         self.patrol.lap = scale * sqrt((n - head) / (1 - share))
@@ -324,9 +301,9 @@ class Schedule:
         if job is None:
             job = self._jobs[key] = _Job(key, next(self._numbers), self._line(poke_interval, now), now)
             self._join(job, now)
-            if not self._crowded(job):
-                job.young = True
-                self._promise(job, now + self._first_look() * self._jitter())
+            if len(self._jobs) == 1:
+                job.lone = True
+                self._promise(job, now + LONE_FIRST * self._jitter())
         elif poke_interval < job.line.poke_interval:
             self._leave(job, now)
             job.line = self._line(poke_interval, now)
@@ -336,7 +313,7 @@ class Schedule:
         """Wait no longer for a job. An answer still on its way is ignored."""
         if job := self._jobs.pop(key, None):
             self._land(job)
-            job.at = -inf
+            job.at, job.lone = -inf, False
             self._leave(job, self._latest)
 
     def due(self, now: float, limit: int) -> list[str]:
@@ -350,8 +327,8 @@ class Schedule:
             if job:
                 self._send(job, now)
                 keys.append(job.key)
-            if isinstance(thing, _Beat):
-                thing.line.plan_in_silence()
+            if isinstance(thing, _Beat) and not any(thing.line.found):
+                thing.line.plan(now)
             self._retime(thing.line)
         return keys
 
@@ -363,14 +340,14 @@ class Schedule:
             return
         if beat := self._land(job):
             beat.saw(done)
-        soon = (now - job.added) * YOUNG_GROWTH
         if done:
-            job.line.learn(job)
+            if len(job.line.jobs) > 1:
+                job.line.learn(job)
             self.discard(key)
         elif job.hinted:
             self._promise(job, now)
-        elif job.young and soon < job.line.poke_interval:
-            self._promise(job, now + soon * self._jitter())
+        elif job.lone and (step := self._lone_step(job, now)) < job.line.poke_interval:
+            self._promise(job, now + step)
         else:
             self._release(job)
         self._retime(job.line)
@@ -384,14 +361,14 @@ class Schedule:
         now = self._time(now)
         if job := self._jobs.get(key):
             self._land(job)
-            job.young = False
+            job.lone = False
             self._promise(job, now + retry_in)
 
     def hint(self, key: str, *, now: float) -> None:
         """Somebody says that a job may be done: look at once, and again if a look is in flight."""
         now = self._time(now)
         if job := self._jobs.get(key):
-            job.young, job.hinted = False, job.flying
+            job.lone, job.hinted = False, job.flying
             if not job.flying:
                 self._promise(job, now)
 
@@ -406,15 +383,11 @@ class Schedule:
         self._latest = now + self._skew
         return self._latest
 
+    def _lone_step(self, job: _Job, now: float) -> float:
+        return (now - job.added) * self._rng.uniform(*LONE_GROWTH)
+
     def _jitter(self) -> float:
         return self._rng.uniform(1 - JITTER, 1 + JITTER)
-
-    def _first_look(self) -> float:
-        """The age at which the youngest job would be looked at first, if the pool counts as small."""
-        return float(len(self._jobs) ** YOUNG_POWER)
-
-    def _crowded(self, job: _Job) -> bool:
-        return self._first_look() >= job.line.poke_interval
 
     def _line(self, poke_interval: float, now: float) -> _Line:
         if poke_interval not in self._lines:
@@ -423,33 +396,31 @@ class Schedule:
 
     def _join(self, job: _Job, now: float) -> None:
         line = job.line
-        line.settle(now)
+        if not line.jobs:
+            line.sweep.rest(now)
+            line.patrol.rest(now)
         insort(line.jobs, job, key=_number)
         if len(line.jobs) > line.planned * 1.05:
-            line.plan()
-        job.looked = now - line.patrol.lap * (job.number * _GOLDEN % 1)
+            line.plan(now)
+        job.looked = now + line.patrol.lap * (job.number * _GOLDEN % 1 + PHASE - 1)
         job.queued = False
         line.patrol.enqueue(job)
         self._retime(line)
 
     def _leave(self, job: _Job, now: float) -> None:
         line = job.line
-        line.settle(now)
         del line.jobs[line.index(job.number)]
         if line.jobs:
-            line.plan()
+            line.plan(now)
         else:
             line.sweep.size = 0
-            del self._lines[line.poke_interval]
+            line.planned = 0
         self._retime(line)
 
     def _send(self, job: _Job, now: float) -> None:
         job.flying, job.hinted = True, False
         job.looked = now + job.line.patrol.lap * (self._jitter() - 1)
         job.place = job.line.place(job)
-        if job.asked_by or job.young:
-            job.line.settle(now)
-            job.line.spare = max(0, job.line.spare - 1)
 
     def _land(self, job: _Job) -> _Beat | None:
         beat = job.asked_by if job.flying else None
@@ -463,8 +434,8 @@ class Schedule:
         self._push(job)
 
     def _keep(self, job: _Job) -> _Job | None:
-        """Keep the promise of a look, unless it was given to a young job and the pool is large by now."""
-        if job.young and self._crowded(job):
+        """Keep the promise of a look, unless it was given to a lone job that is not alone any more."""
+        if job.lone and len(self._jobs) > 1:
             self._release(job)
             return None
         job.asked_by = None
@@ -472,7 +443,7 @@ class Schedule:
 
     def _release(self, job: _Job) -> None:
         """Leave a job to the beats."""
-        job.young, job.at = False, inf
+        job.lone, job.at = False, inf
         job.line.patrol.enqueue(job)
 
     def _retime(self, line: _Line) -> None:
