@@ -27,7 +27,7 @@ Every error this package raises below the Airflow layer.
     │   └── InputUnreadable      the input could not be read at all
     ├── InputChanged             a bulk run was recorded for another input
     ├── BudgetSpent              a bulk run stopped submitting at the author's cost limit
-    ├── WorkerStopped            the worker was told to stop while a bulk run was submitting
+    ├── WorkerStopped            the worker was told to stop in the middle of a bulk run
     └── RunIncomplete            more rows of a bulk run ended badly than the author tolerates
 
 ``transient`` says whether the same step can end better later without anybody changing anything. What is not
@@ -174,14 +174,14 @@ class SubmissionIncomplete(InferenceError):
     """
     Several requests were to be sent and one of them failed.
 
-    :param cause: What happened to that one.
+    :param cause: What happened to that one; an error of somebody else's counts as transient.
     :param index: Its place in the input, from 0.
     :param total: How many requests there were.
     :param accepted: Job ids by input index of those already accepted. They go on and are billed.
     """
 
     def __init__(
-        self, cause: InferenceError, *, index: int, total: int, accepted: Mapping[int, str], follows: str = ""
+        self, cause: Exception, *, index: int, total: int, accepted: Mapping[int, str], follows: str = ""
     ) -> None:
         self.cause = cause
         self.index = index
@@ -196,7 +196,7 @@ class SubmissionIncomplete(InferenceError):
     @property
     def transient(self) -> bool:  # type: ignore[override]
         """Whether the cause is."""
-        return self.cause.transient
+        return getattr(self.cause, "transient", True)
 
 
 class JobsFailed(InferenceError):
@@ -341,12 +341,24 @@ class BudgetSpent(InferenceError):
 
 
 class WorkerStopped(InferenceError):
-    """The worker was told to stop while a bulk run was submitting; the next attempt sends the rest."""
+    """The worker was told to stop in the middle of a bulk run; the next attempt goes on with it."""
 
     transient = True
 
 
 class RunIncomplete(InferenceError):
-    """More rows of a bulk run ended badly than the author tolerates. Everything there is was landed."""
+    """
+    More rows of a bulk run ended badly than the author tolerates. Everything there is was landed.
 
-    transient = True
+    :param message: How many rows, why, and what to do.
+    :param retry_helps: Whether another attempt can end better without anybody changing anything.
+    """
+
+    def __init__(self, message: str, *, retry_helps: bool) -> None:
+        self.retry_helps = retry_helps
+        super().__init__(message)
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]
+        """Whether another attempt can end better."""
+        return self.retry_helps

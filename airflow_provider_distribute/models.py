@@ -248,7 +248,7 @@ class ChatRequest(Value):
         :raises InvalidRequest: naming everything that is wrong.
         """
         if isinstance(item, ChatRequest):
-            return item
+            item = dict(item)
         fields = cls._fields_of(item, where)
         unknown = sorted(map(str, fields.keys() - _ITEM_FIELDS))
         if unknown:

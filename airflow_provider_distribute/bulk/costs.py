@@ -120,13 +120,11 @@ def spent(lines: Iterable[Mapping[str, Any]], state: State, costs: Costs) -> flo
     """
     total = 0.0
     for line in lines if any(state.sends) else ():
-        repairs = state.repairs[line["row"]]
-        sends = state.sends[line["row"]] - repairs
-        if sends or repairs:
-            model, needs = line["request"]["model"], Tokens.kept(line["request"])
-            total += sends * (costs.of(model, needs) or 0.0) + repairs * (
-                costs.of(model, needs.repair) or 0.0
-            )
+        row, model = line["row"], line["request"]["model"]
+        if state.sends[row]:
+            needs, repairs = Tokens.kept(line["request"]), state.repairs[row]
+            total += (state.sends[row] - repairs) * (costs.of(model, needs) or 0.0)
+            total += repairs * (costs.of(model, needs.repair) or 0.0)
     return total
 
 
@@ -158,8 +156,6 @@ class Budget:
     def spent(self) -> BudgetSpent:
         """Return the error that says so."""
         return BudgetSpent(
-            f"Sending stopped at max_cost: about ${self._sum:.4f} of ${self._limit or 0:.4f} are spent, and "
-            "the next request might pass it, because it is taken to use its whole token limit. What was "
-            "accepted goes on and is billed. To go on, raise max_cost and clear the task: only the missing "
-            "rows are sent."
+            f"Sending stopped at max_cost: about ${self._sum:.4f} of ${self._limit or 0:.4f} are spent by "
+            "estimate, and the next request might pass it, because it is taken to use its whole token limit."
         )

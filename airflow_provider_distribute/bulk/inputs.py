@@ -9,21 +9,26 @@ Every line is read and checked before anything is sent; what is wrong is collect
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_distribute.exceptions import InputUnreadable, InvalidInput, InvalidRequest
 from airflow_provider_distribute.models import ChatRequest
+from airflow_provider_distribute.services.base import clipped
 
 if TYPE_CHECKING:
     from airflow_provider_distribute.ledger.directory import StoragePath
 
-__all__ = ["Defaults", "Item", "Shard", "Source", "items_of", "source_of"]
+__all__ = ["Defaults", "Item", "Shard", "Source", "items_of", "source_of", "uri_of"]
 
 #: Lines reported at once.
 MOST_PROBLEMS = 100
@@ -31,7 +36,18 @@ MOST_PROBLEMS = 100
 LONGEST_LINE = 16 * 1024 * 1024
 #: Characters of the longest ``custom_id``; the OpenAI batch format has no more.
 _LONGEST_CUSTOM_ID = 512
-_PARQUET_ROWS = 1024
+_CUSTOM_ID = "custom_id"
+#: Bytes that are read ahead; what precedes damage in them is lost with it.
+_BUFFER = 64 * 1024
+#: Bytes of a column that are read at once. Many to a request where each costs a round trip.
+_PARQUET_BUFFER = 4 * 1024 * 1024
+_PARQUET_ROWS = 256
+_NOT_UTF_8 = "not UTF-8"
+_STOPPED = "reading stopped here"
+#: Nobody finds the input there however often it is tried.
+_NOT_THERE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+#: The bytes were read, and are not what they should be.
+_DAMAGE = (ValueError, EOFError, NotImplementedError, gzip.BadGzipFile, zlib.error, csv.Error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,41 +124,69 @@ class _List(Source):
 
 
 class _File(Source):
+    _compression: ClassVar[str | None] = "infer"
+
     def __init__(self, path: StoragePath) -> None:
         self.name = f"The input {str(path)!r}"
         self._path = path
 
-    def _open(self, **options: Any) -> Any:
+    def lines(self) -> Iterator[tuple[str, object]]:
+        last = None
         try:
-            return self._path.fs.open(self._path.path, "rb", **options)
+            with (
+                self._path.fs.open(self._path.path, "rb", compression=self._compression) as file,
+                # The files of most storages cannot limit the length of a line they read.
+                io.BufferedReader(file, _BUFFER) as buffered,
+            ):
+                for name, thing in self._lines(buffered):
+                    yield name, thing
+                    last = name
+        except InvalidInput:
+            raise
         except Exception as error:
-            raise InputUnreadable(
-                [f"it cannot be read ({type(error).__name__}): check the URI and its permissions"],
-                source=self.name,
-                transient=False,
-            ) from error
+            where = f"after {last}" if last else "at the start"
+            if not _is_damage(error):
+                raise self._unreadable(where, error) from error
+            what = f"it is damaged, or not what its name says ({type(error).__name__})"
+            yield where, InvalidRequest([f"{what}; {_STOPPED}"])
+
+    @abstractmethod
+    def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
+        """Yield what :meth:`lines` does; any exception means that there is no more to read."""
+
+    def _unreadable(self, where: str, error: Exception) -> InputUnreadable:
+        transient = not isinstance(error, _NOT_THERE)
+        follows = "a retry reads it again" if transient else "check the URI and its permissions"
+        what = f"{where}: it cannot be read ({type(error).__name__}): {follows}"
+        return InputUnreadable([what], source=self.name, transient=transient)
+
+
+def _is_damage(error: Exception) -> bool:
+    # A plain OSError without a number is what pyarrow and bz2 say of bytes that they cannot decode.
+    return isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None)
 
 
 class _JsonLines(_File):
-    def lines(self) -> Iterator[tuple[str, object]]:
+    def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
         number = 0
-        with self._open(compression="infer") as file:
-            while raw := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(raw) > LONGEST_LINE:
-                    raise InvalidInput(
-                        [f"line {number}: longer than {LONGEST_LINE} bytes"], source=self.name, more=True
-                    )
-                if raw.strip():
-                    yield f"line {number}", _parsed(raw)
+        while raw := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(raw) > LONGEST_LINE:
+                yield f"line {number}", InvalidRequest([f"longer than {LONGEST_LINE} bytes; {_STOPPED}"])
+                return
+            if not raw.isspace():
+                yield f"line {number}", _parsed(raw if number > 1 else raw.removeprefix(BOM_UTF8))
 
 
 def _parsed(raw: bytes) -> object:
     try:
-        return json.loads(raw)
+        return json.loads(raw.decode())
+    except UnicodeDecodeError:
+        return InvalidRequest([_NOT_UTF_8])
+    except json.JSONDecodeError as error:
+        return InvalidRequest([f"not JSON at column {error.colno}"])
     except (ValueError, RecursionError) as error:
-        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return InvalidRequest([f"not JSON{where}"])
+        return InvalidRequest([f"not JSON: {error}"])
 
 
 class _Table(_File):
@@ -153,91 +197,146 @@ class _Table(_File):
         self._prompt = prompt
         self._columns = _columns_of(prompt)
 
-    def _requests(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[tuple[str, object]]:
-        for number, row in rows:
-            yield f"row {number}", self._request(row)
-
     def _request(self, row: Mapping[str, Any]) -> object:
-        empty = [name for name in self._columns if row.get(name) is None]
+        empty = [name for name in self._columns if _blank(row.get(name))]
         if empty:
             return InvalidRequest([f"nothing in column {name!r}" for name in empty])
-        request = {"prompt": self._prompt.format_map(row)}
-        return request | {"custom_id": row["custom_id"]} if row.get("custom_id") else request
+        try:
+            prompt = self._prompt.format_map(row)
+        except (ValueError, TypeError, OverflowError) as error:
+            return InvalidRequest([f"prompt does not fit the columns: {error}"])
+        custom_id = row.get(_CUSTOM_ID)
+        return {"prompt": prompt} if _blank(custom_id) else {"prompt": prompt, _CUSTOM_ID: custom_id}
 
-    def _check(self, columns: Iterable[str]) -> None:
-        there = list(columns)
-        missing = [name for name in self._columns if name not in there]
-        if missing:
-            raise InvalidInput(
-                [f"the prompt names column {name!r}; the file has {', '.join(there)}" for name in missing],
-                source=self.name,
-            )
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        """Return the columns that are read, of those that are there."""
+        said = clipped(", ".join(map(repr, names)) or "none")
+        problems = [
+            f"the prompt names column {name!r}; the file has {said}"
+            for name in self._columns
+            if name not in names
+        ]
+        wanted = [name for name in dict.fromkeys((*self._columns, _CUSTOM_ID)) if name in names]
+        problems += [f"column {name!r} is there twice" for name in wanted if names.count(name) > 1]
+        if problems:
+            raise InvalidInput(problems, source=self.name)
+        return wanted
+
+
+def _blank(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 class _Csv(_Table):
-    def lines(self) -> Iterator[tuple[str, object]]:
-        with self._open(compression="infer") as file:
-            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
+        # What is not UTF-8 is found row by row, so that its line can be named.
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        before = csv.field_size_limit(LONGEST_LINE)
+        try:
+            yield from self._rows(csv.reader(_bounded(text), strict=True))
+        finally:
+            csv.field_size_limit(before)
+            text.detach()
+
+    def _rows(self, reader: Any) -> Iterator[tuple[str, object]]:
+        header: list[str] = next(filter(None, reader), [])
+        places = {name: header.index(name) for name in self._wanted(header)}
+        while True:
+            start = reader.line_num + 1
             try:
-                self._check(reader.fieldnames or ())
-                yield from self._requests(enumerate(reader, 1))
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise InvalidInput(
-                    [f"line {reader.line_num + 1}: not CSV in UTF-8 ({type(error).__name__})"],
-                    source=self.name,
-                ) from error
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"line {start}", InvalidRequest([f"not CSV: {error}"])
+                continue
+            if row:
+                yield f"line {start}", self._cells(row, places, len(header))
+
+    def _cells(self, row: list[str], places: Mapping[str, int], width: int) -> object:
+        if len(row) > width:
+            return InvalidRequest(
+                [f"{len(row)} fields where the header has {width}: a comma inside of a text needs quotes"]
+            )
+        cells = {name: row[place] for name, place in places.items() if place < len(row)}
+        told = "".join(cells.values())
+        try:
+            told.encode()
+        except UnicodeEncodeError:
+            return InvalidRequest([_NOT_UTF_8])
+        return InvalidRequest(["holds a NUL character"]) if "\0" in told else self._request(cells)
+
+
+def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"longer than {LONGEST_LINE} characters; {_STOPPED}")
+        yield line
 
 
 class _Parquet(_Table):
-    def lines(self) -> Iterator[tuple[str, object]]:
+    _compression: ClassVar[str | None] = None
+
+    def __init__(self, path: StoragePath, prompt: str) -> None:
+        super().__init__(path, prompt)
         try:
             import pyarrow.parquet as parquet  # type: ignore[import-untyped]
         except ImportError as error:
-            raise InvalidInput(
+            raise InvalidRequest(
                 ["reading Parquet needs pyarrow: pip install 'airflow-provider-distribute[parquet]'"],
-                source=self.name,
+                where="The run",
             ) from error
-        with self._open() as file:
-            try:
-                table = parquet.ParquetFile(file)
-            except ValueError as error:
-                raise InvalidInput(["not a Parquet file"], source=self.name) from error
-            self._check(table.schema_arrow.names)
-            wanted = [name for name in table.schema_arrow.names if name in {*self._columns, "custom_id"}]
-            batches = table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            yield from self._requests(enumerate(rows, 1))
+        self._table = parquet.ParquetFile
+
+    def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
+        table = self._table(file, buffer_size=_PARQUET_BUFFER)
+        wanted = self._wanted(table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", self._request(row)
 
 
 def _columns_of(prompt: str) -> list[str]:
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+        fields = [(name, spec or "") for _, name, spec, _ in Formatter().parse(prompt) if name is not None]
     except ValueError as error:
         raise InvalidRequest([f"prompt: {error}"], where="The run") from error
-    odd = [name for name in fields if not name or any(character in name for character in ".[]")]
+    odd = [name for name, spec in fields if not name or "{" in spec or not {*name}.isdisjoint(".[]")]
     if odd or not fields:
         raise InvalidRequest(
             ["prompt must name columns, such as 'Summarise: {text}'; write {{ and }} for braces"],
             where="The run",
         )
-    return list(dict.fromkeys(fields))
+    return list(dict.fromkeys(name for name, _ in fields))
 
 
 _TABLES: Mapping[str, type[_Table]] = {".csv": _Csv, ".csv.gz": _Csv, ".parquet": _Parquet}
+
+
+def uri_of(requests: object) -> str | None:
+    """Return the URI that requests are read from, given as text or as a path; ``None``: they are no file."""
+    if isinstance(requests, str):
+        return requests
+    if hasattr(requests, "fs"):  # an ObjectStoragePath or UPath; not all of them are PathLike
+        return str(requests)
+    return os.fsdecode(requests) if isinstance(requests, os.PathLike) else None
 
 
 def source_of(requests: object, *, prompt: str | None = None, open_path: Any = None) -> Source:
     """
     Return where requests come from.
 
-    :param requests: A list of requests, or the URI of a JSON Lines, CSV or Parquet file.
+    :param requests: A list of requests, or the URI or path of a JSON Lines, CSV or Parquet file.
     :param prompt: Filled from the columns of a CSV or Parquet file.
     :param open_path: From a URI to a path, such as ``ObjectStoragePath``.
     :raises InvalidRequest: it is neither, or the prompt does not fit.
     """
-    if isinstance(requests, str):
-        return _file_source(requests, prompt, open_path)
-    if isinstance(requests, Mapping) or not isinstance(requests, Sequence):
+    uri = uri_of(requests)
+    if uri is not None:
+        return _file_source(uri, prompt, open_path)
+    if isinstance(requests, Mapping | bytes) or not isinstance(requests, Sequence):
         raise InvalidRequest(
             [f"requests is a list of requests or the URI of a file, not {type(requests).__name__}"],
             where="The run",
@@ -264,11 +363,9 @@ def _file_source(uri: str, prompt: str | None, open_path: Any) -> Source:
     return table(path, prompt) if table and prompt is not None else _JsonLines(path)
 
 
-def items_of(source: Source, defaults: Defaults, shard: Shard) -> Iterator[tuple[str, Item | InvalidRequest]]:
-    """Yield a shard's requests with their names for people; a wrong one comes as the error that says why."""
-    for place, (name, thing) in enumerate(source.lines()):
-        if place % shard.of != shard.number:
-            continue
+def items_of(source: Source, defaults: Defaults) -> Iterator[tuple[str, Item | InvalidRequest]]:
+    """Yield the requests with their names for people; a wrong one comes as the error that says why."""
+    for name, thing in source.lines():
         try:
             yield name, thing if isinstance(thing, InvalidRequest) else _item(thing, defaults)
         except InvalidRequest as error:
@@ -292,7 +389,7 @@ def _custom_id(value: object) -> str | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_CUSTOM_ID:
+    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_CUSTOM_ID or "\0" in value:
         raise InvalidRequest([f"custom_id: a text of 1 to {_LONGEST_CUSTOM_ID} characters is needed"])
     return value
 

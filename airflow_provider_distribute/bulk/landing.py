@@ -25,19 +25,17 @@ from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.ledger.rows import Landed, read_rows, result_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from airflow_provider_distribute.bulk.formats import Format
+    from airflow_provider_distribute.bulk.formats import Format, Status
+    from airflow_provider_distribute.bulk.output_types import OutputType
     from airflow_provider_distribute.bulk.run import Run
     from airflow_provider_distribute.ledger.directory import Directory
     from airflow_provider_distribute.ledger.replay import State
     from airflow_provider_distribute.ledger.requests import RequestWriter
 
 __all__ = ["Landing", "Spool", "land"]
-
-#: Ids of jobs that go on, and of rows that are unknown, that a summary names.
-MOST_NAMED = 100
 
 
 @dataclass(slots=True)
@@ -46,37 +44,44 @@ class Landing:
     What landing found.
 
     :ivar counts: Rows by status.
-    :ivar tokens: What the service counted.
-    :ivar cost: US dollars, an estimate; ``None``: no row has a price.
+    :ivar models: Models that were asked.
+    :ivar tokens: What the service counted for all jobs that were seen ended, those of older tickets too.
+    :ivar cost: US dollars for these jobs, an estimate; ``None``: none has a price.
     :ivar repairs: The estimate for each invalid row whose repair was written.
     :ivar again: Rows that a later attempt asks again.
-    :ivar going_on: Ids of some of the jobs that were still pending.
-    :ivar unknown: ``custom_id`` of some of the rows that may run without our knowing.
+    :ivar unknown_rows: Rows that may run without our knowing.
+    :ivar unknown: ``custom_id`` of each row that is unknown.
+    :ivar going_on: Ids of all jobs that were not seen ended.
     """
 
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STATUSES, 0)))
+    models: set[str] = field(default_factory=set)
     tokens: Tokens = field(default_factory=Tokens)
     cost: float | None = None
     repairs: dict[int, float] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
-    going_on: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
     unknown_rows: set[int] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
+    going_on: list[str] = field(default_factory=list)
 
-    def count(self, row_number: int, row: Row) -> None:
+    def count(self, row: Row) -> None:
         """Count a row."""
         self.counts[row.status] += 1
-        self.tokens += Tokens.counted(row.usage) or Tokens()
-        if row.cost is not None:
-            self.cost = (self.cost or 0.0) + row.cost
-        if row.status not in ("succeeded", "unknown"):
-            self.again.add(row_number)
-        if row.status == "expired" and row.job_id and len(self.going_on) < MOST_NAMED:
-            self.going_on.append(row.job_id)
         if row.status == "unknown":
-            self.unknown_rows.add(row_number)
-        if row.status == "unknown" and len(self.unknown) < MOST_NAMED:
             self.unknown.append(row.custom_id)
+
+    def settle(self, row_number: int, status: Status) -> None:
+        """Sort a row that is asked for itself by what a later attempt does with it."""
+        if status == "unknown":
+            self.unknown_rows.add(row_number)
+        elif status != "succeeded":
+            self.again.add(row_number)
+
+    def pay(self, usage: Mapping[str, Any] | None, cost: float | None) -> None:
+        """Count what a job took."""
+        self.tokens += Tokens.counted(usage) or Tokens()
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
 
 
 class Spool:
@@ -88,23 +93,39 @@ class Spool:
     """
 
     def __init__(self, directory: Directory, state: State) -> None:
+        self._state = state
         self._file = tempfile.TemporaryFile(prefix="bulk-run-")  # noqa: SIM115  closed by __exit__
         self._places = array("q", [-1]) * state.count
         self._lengths = array("l", [0]) * state.count
+        self._older: dict[tuple[int, str], tuple[int, int]] = {}
         place = 0
         for head, text in read_rows(directory):
             if state.tickets.get(head.row) == head.ticket:
                 self._places[head.row], self._lengths[head.row] = place, len(text)
-                place += self._file.write(text)
+            elif (head.row, head.ticket) in state.superseded:
+                self._older[head.row, head.ticket] = place, len(text)
+            else:
+                continue
+            place += self._file.write(text)
         self._file.flush()
 
-    def has(self, row: int) -> bool:
-        """Return whether the row's newest job was seen ended."""
-        return self._places[row] >= 0
+    def newest(self, row: int) -> bytes | None:
+        """Return the line of the row's newest job; ``None``: it was not seen ended."""
+        return self._read(self._places[row], self._lengths[row]) if self._places[row] >= 0 else None
 
-    def line(self, row: int) -> bytes:
-        """Return the row's line."""
-        return os.pread(self._file.fileno(), self._lengths[row], self._places[row])
+    def older(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the row and the line of each older job that was seen ended."""
+        for (row, _), place in self._older.items():
+            yield row, self._read(*place)
+
+    def going_on(self) -> list[str]:
+        """Return the tickets, the newest first, whose jobs were not all seen ended."""
+        newest = (ticket for row, ticket in self._state.tickets.items() if self._places[row] < 0)
+        older = (ticket for row, ticket in sorted(self._state.superseded - self._older.keys()))
+        return list(dict.fromkeys((*newest, *older)))
+
+    def _read(self, place: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, place)
 
     def __enter__(self) -> Spool:
         """Return the spool itself."""
@@ -117,76 +138,110 @@ class Spool:
         self._file.close()
 
 
-def land(run: Run, format_: type[Format], *, repair: RequestWriter | None = None) -> Landing:
+def land(
+    run: Run,
+    format_: type[Format],
+    *,
+    repair: RequestWriter | None = None,
+    before_row: Callable[[], None] = lambda: None,
+) -> Landing:
     """
     Write the results, one row for each input, in input order; a reader sees all of them or the old ones.
 
     :param repair: Takes a request for each invalid row that asks for a valid answer.
+    :param before_row: Called before each row; what it raises ends the landing, and leaves the old results.
     :raises LedgerError: the run's record cannot be used.
     """
     landing = Landing()
     costs = Costs(run.plan.settings)
+    repeated = {row for row, _ in run.state.superseded}
+    asked: dict[int, str] = {}
     with Spool(run.directory, run.state) as spool, run.directory.replacing(format_.file) as stream:
         rows = format_(stream)
         for line in run.lines():
-            number, primary = line["row"], line.get("same_as", line["row"])
-            row, result = _row(run, line, primary, spool, costs)
-            if primary != number:
+            before_row()
+            number, primary, model = line["row"], line.get("same_as", line["row"]), line["request"]["model"]
+            landing.models.add(model)
+            if number in repeated:
+                asked[number] = model
+            text = spool.newest(primary)
+            answer = None if text is None else _Answer.read(text, model, costs)
+            row = _row(run, line, primary, answer)
+            if primary == number:
+                landing.settle(number, row.status)
+                if answer:
+                    landing.pay(answer.result["usage"], answer.cost)
+            else:
                 row = replace(row, usage=None, cost=0.0, attempts=0)
-            rows.write(row, result)
-            landing.count(number, row)
+            landing.count(row)
+            rows.write(row, answer.result if answer else None)
             if repair and row.status == "invalid" and primary == number:
-                request = _repaired(line, row)
-                repair.add({**line, "request": request})
-                needs = Tokens.estimated({**request["params"], "messages": request["messages"]})
-                landing.repairs[number] = costs.of(request["model"], needs) or 0.0
+                repair.add({**line, "request": _repaired(line, row)})
+                landing.repairs[number] = costs.of(model, Tokens.kept(line["request"]).repair) or 0.0
+        for number, text in spool.older():
+            answer = _Answer.read(text, asked.get(number), costs)
+            landing.pay(answer.result["usage"], answer.cost)
+        landing.going_on = spool.going_on()
         rows.close()
     if repair:
         repair.flush()
     return landing
 
 
-def _row(
-    run: Run, line: Mapping[str, Any], primary: int, spool: Spool, costs: Costs
-) -> tuple[Row, Mapping[str, Any] | None]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A job that was seen ended: when, what it said, and what it cost in US dollars."""
+
+    seen_at: float
+    result: Mapping[str, Any]
+    cost: float | None
+
+    @classmethod
+    def read(cls, text: bytes, asked: str | None, costs: Costs) -> _Answer:
+        """Read a line. Where the service's name for the model has no price, the asked one's counts."""
+        result = result_in(text)
+        used = Tokens.counted(result["usage"])
+        cost = costs.of(result["model"], used)
+        return cls(Landed.head(text).seen_at, result, costs.of(asked, used) if cost is None else cost)
+
+
+def _row(run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None) -> Row:
+    """Say what became of a row: a good answer counts, else what its newest request came to."""
     state = run.state
-    asked = line["request"]["model"]
     blank = Row(
         custom_id=line["custom_id"],
         index=run.plan.shard.index(line["row"]),
         status="not_submitted",
-        model=asked,
+        model=line["request"]["model"],
         job_id=state.tickets.get(primary),
         attempts=state.sends[primary],
         submitted_at=_iso(state.accepted_at[primary]),
     )
+    ended = _ended(blank, answer, run.plan.output_type) if answer else None
+    if ended and ended.status == "succeeded":
+        return ended
     if primary in state.refusals:
         refusal = state.refusals[primary]
-        error = {"type": "refused", "message": refusal.message}
-        return replace(blank, status="failed", error=error, finished_at=_iso(refusal.at)), None
-    if spool.has(primary):
-        text = spool.line(primary)
-        result = result_in(text)
-        row = _ended(blank, result, _iso(Landed.head(text).seen_at), run)
-        row = replace(row, cost=costs.of(row.model, Tokens.counted(row.usage)))
-        if row.cost is None:
-            row = replace(row, cost=costs.of(asked, Tokens.counted(row.usage)))
-        if row.status == "succeeded" or primary not in state.unknown:
-            return row, result
-    return _unended(blank, primary, state), None
+        error = _error("refused", refusal.message)
+        return replace(blank, status="failed", error=error, finished_at=_iso(refusal.at))
+    if ended and primary not in state.unknown:
+        return ended
+    return _unended(blank, primary, state)
 
 
-def _ended(blank: Row, result: Mapping[str, Any], seen_at: str | None, run: Run) -> Row:
+def _ended(blank: Row, answer: _Answer, wanted: OutputType) -> Row:
+    result = answer.result
     row = replace(
         blank,
         model=result["model"] or blank.model,
         finish_reason=result["finish_reason"],
         usage=result["usage"],
-        finished_at=result["finished_at"] or seen_at,
+        cost=answer.cost,
+        finished_at=result["finished_at"] or _iso(answer.seen_at),
     )
     if result["status"] != "succeeded":
         return replace(row, status="failed", error=result["error"])
-    content, wanted = result["content"], run.plan.output_type
+    content = result["content"]
     raw = to_json(result["tool_calls"]) if content is None and result["tool_calls"] else content
     if raw is not content and wanted.schema is None:
         return replace(row, status="succeeded", raw_output=raw)

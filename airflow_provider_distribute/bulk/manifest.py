@@ -11,13 +11,25 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_distribute.bulk.costs import Costs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.run import Run, Staged
 
-__all__ = ["SCHEMA_VERSION", "dry_run_manifest", "manifest_of", "write_manifest"]
+__all__ = [
+    "MOST_NAMED",
+    "SCHEMA_VERSION",
+    "dry_run_manifest",
+    "manifest_of",
+    "manifest_of_stopped",
+    "read_manifest",
+    "write_manifest",
+]
 
 #: Version of the manifest's fields.
 SCHEMA_VERSION = 1
+#: Ids of jobs that go on, and of rows that are unknown, that a summary names.
+MOST_NAMED = 100
 _NAME = "manifest.json"
 
 
@@ -31,29 +43,89 @@ def manifest_of(run: Run, landing: Landing, *, results: str, now: float) -> dict
     state, plan = run.state, run.plan
     submitted = [at for at in state.accepted_at if at]
     return {
-        "schema_version": SCHEMA_VERSION,
-        "run": run.directory.uri,
+        **_identity(run),
         "results": run.directory.below(results),
-        "manifest": run.directory.below(_NAME),
-        "conn_id": plan.settings.conn_id,
-        "service": plan.settings.service,
-        "attempt": state.opened.attempt if state.opened else 0,
-        "rows": state.count,
+        "models": sorted(landing.models),
+        "output_type": "text" if plan.output_type.schema is None else plan.output_type.name,
+        "fingerprint": state.opened.fingerprint if state.opened else None,
         "counts": dict(landing.counts),
         "tokens": {"prompt": landing.tokens.prompt, "completion": landing.tokens.completion},
         "cost": None if landing.cost is None else round(landing.cost, 6),
         "cost_source": f"estimate: counted tokens, {Costs(plan.settings).source}",
         "duplicates_possible": state.duplicates,
-        "unknown": {"rows": landing.counts["unknown"], "custom_ids": landing.unknown},
-        "going_on": {"jobs": landing.counts["expired"], "job_ids": landing.going_on},
+        "unknown": {"rows": landing.counts["unknown"], "custom_ids": landing.unknown[:MOST_NAMED]},
+        "going_on": _jobs(landing.going_on),
         "submitted_at": _iso(min(submitted)) if submitted else None,
         "finished_at": _iso(now),
+        "stopped": None,
     }
 
 
-def write_manifest(run: Run, manifest: dict[str, Any]) -> None:
-    """Write the manifest; a reader who finds it finds the results complete."""
+def manifest_of_stopped(run: Run, before: Mapping[str, Any], *, why: str, now: float) -> dict[str, Any]:
+    """
+    Sum up an attempt that ended before it could land: what it leaves is in the field ``stopped``.
+
+    Only the journal is read for that, so it is quick. Everything else is of the landing before, if there was
+    one; the results, too, are as they were.
+
+    :param before: The manifest of that landing, or nothing.
+    :param why: For people.
+    :param now: Epoch seconds.
+    """
+    state = run.state
+    landed_at = datetime.fromisoformat(before["finished_at"]).timestamp() if "finished_at" in before else 0.0
+    accepted = [ticket for row, ticket in state.tickets.items() if state.accepted_at[row] > landed_at]
+    unknown = sorted(state.unknown)
+    return {
+        **before,
+        **_identity(run),
+        "stopped": {
+            "why": why,
+            "at": _iso(now),
+            "accepted": _jobs(list(dict.fromkeys(accepted))),
+            "unknown": {
+                "rows": len(unknown),
+                "indexes": [run.plan.shard.index(row) for row in unknown[:MOST_NAMED]],
+            },
+            "not_sent": len(state.open),
+        },
+    }
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    state, settings = run.state, run.plan.settings
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": run.directory.uri,
+        "manifest": run.directory.below(_NAME),
+        "conn_id": settings.conn_id,
+        "service": settings.service,
+        "attempt": state.opened.attempt if state.opened else 0,
+        "rows": state.count,
+    }
+
+
+def _jobs(ids: Sequence[str]) -> dict[str, Any]:
+    return {"jobs": len(ids), "job_ids": list(ids[:MOST_NAMED])}
+
+
+def write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest; a reader who finds ``results`` in it finds these complete."""
     run.directory.overwrite(_NAME, json.dumps(manifest, indent=1).encode())
+
+
+def read_manifest(run: Run) -> dict[str, Any]:
+    """
+    Return the manifest as it was written last; empty when there is none that this version can read.
+
+    :raises LedgerError: the storage did not answer.
+    """
+    try:
+        manifest = json.loads(run.directory.read(_NAME) or b"{}")
+    except ValueError:
+        return {}
+    readable = isinstance(manifest, dict) and manifest.get("schema_version") == SCHEMA_VERSION
+    return manifest if readable else {}
 
 
 def dry_run_manifest(staged: Staged, costs: Costs) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
     first_with: dict[str, int] = {}
     problems: list[str] = []
     place = -1
-    for place, (where, item) in enumerate(items_of(source, plan.defaults, Shard())):
+    for place, (where, item) in enumerate(items_of(source, plan.defaults)):
         try:
             custom_id, request = check(place, item)
         except InvalidRequest as error:

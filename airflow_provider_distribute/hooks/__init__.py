@@ -28,5 +28,5 @@ def hook_for(conn_id: str) -> ServiceHook:
     """
     settings = settings_from(BaseHook.get_connection(conn_id))
     hook = HOOKS[settings.service](conn_id)
-    hook.settings = settings
+    hook.use(settings)
     return hook

@@ -15,18 +15,19 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from asgiref.sync import sync_to_async
 
-from airflow_provider_distribute.client import AsyncClient, Client
+from airflow_provider_distribute.client import RESEND_WINDOW, AsyncClient, Client, limit_of
 from airflow_provider_distribute.exceptions import ConnectionInvalid, DeadlinePassed, InferenceError
 from airflow_provider_distribute.get_provider_info import FORMS
 from airflow_provider_distribute.models import DEADLINE_MARGIN, SERVICE_WINDOW, ChatRequest, Job, Settings
-from airflow_provider_distribute.pacing import RateLimit
 from airflow_provider_distribute.services import SERVICES
-from airflow_provider_distribute.waiting.pool import shared_pool
+from airflow_provider_distribute.waiting.results import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_distribute.pacing import RateLimit
 
 #: Default for how long jobs are waited for, in seconds: the services' 72 hours and a margin.
 DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
@@ -45,10 +46,14 @@ def settings_from(connection: Connection) -> Settings:
     if conn_type not in SERVICES:
         known = " or ".join(repr(name) for name in SERVICES)
         raise ConnectionInvalid(conn_id, [f"its type is {connection.conn_type!r}, not {known}"])
-    fields = {**_extra_of(connection), "api_key": connection.password}
+    service = SERVICES[conn_type]
+    extras = service.settings.extras()
+    # What has a field of its own in the form, or none at all, is not to slip in by its name in our code.
+    fields = {name if name in extras else f"extra.{name}": it for name, it in _extra_of(connection).items()}
+    fields["api_key"] = connection.password
     if connection.host:
         fields["base_url"] = _base_url_of(connection)
-    return SERVICES[conn_type].settings.parse(conn_id, fields)
+    return service.settings.parse(conn_id, fields)
 
 
 def _extra_of(connection: Connection) -> dict[str, Any]:
@@ -115,6 +120,7 @@ class ServiceHook(BaseHook):
     def __init__(self, conn_id: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.conn_id = conn_id or self.default_conn_name
+        self._settings: Settings | None = None
         self._opening: asyncio.Future[AsyncClient] | None = None
         self._users = 0
 
@@ -132,27 +138,33 @@ class ServiceHook(BaseHook):
             "placeholders": {**behaviour["placeholders"], "extra": json.dumps(example, indent=1)},
         }
 
-    @cached_property
+    @property
     def settings(self) -> Settings:
         """
-        The connection, read and checked.
+        The connection, read once and checked.
 
         :raises ConnectionInvalid: naming every missing or wrong field.
         """
-        return self._checked(settings_from(self.get_connection(self.conn_id)))
+        return self._settings or self.use(settings_from(self.get_connection(self.conn_id)))
 
-    def _checked(self, settings: Settings) -> Settings:
+    def use(self, settings: Settings) -> Settings:
+        """
+        Use a connection that was read already.
+
+        :raises ConnectionInvalid: it is another service's.
+        """
         if settings.service != self.conn_type:
             raise ConnectionInvalid(
                 self.conn_id,
                 [f"its type is {settings.service!r}; {type(self).__name__} takes {self.conn_type!r}"],
             )
+        self._settings = settings
         return settings
 
-    @cached_property
+    @property
     def limit(self) -> RateLimit:
-        """The rate limit that everything sent through this hook keeps."""
-        return RateLimit(self.settings.requests_per_second)
+        """The rate limit that whatever this process sends through the connection keeps."""
+        return limit_of(self.settings)
 
     @cached_property
     def client(self) -> Client:
@@ -171,19 +183,20 @@ class ServiceHook(BaseHook):
         """
         return ChatRequest.parse(request, model=self.settings.model)
 
-    def submit(self, request: Any) -> str:
+    def submit(self, request: Any, *, resend_for: float = RESEND_WINDOW) -> str:
         """
         Submit a request; it is accepted, and billed, when this returns.
 
-        What was surely not accepted is sent again for up to an hour; what was sent and not answered never is.
+        What was surely not accepted is sent again; what was sent and not answered never is.
 
         :param request: A prompt, a message list, a mapping with ``prompt`` or ``messages`` and optionally
             ``model``, ``params``, ``metadata`` and ``system_prompt``, or a :class:`ChatRequest`.
+        :param resend_for: Seconds for which it is sent again.
         :returns: The job id.
         :raises OutcomeUnknown: it may have been accepted.
         :raises InvalidRequest, AccessDenied, RequestRefused, NotAccepted: it was not.
         """
-        return self.client.submit(self.request_from(request))
+        return self.client.submit(self.request_from(request), deadline=time.time() + resend_for)
 
     def get_job(self, job_id: str) -> Job:
         """
@@ -197,17 +210,12 @@ class ServiceHook(BaseHook):
 
     @overload
     def wait(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first
-        self, job_ids: str, *, timeout: float = ..., poke_interval: float = ..., look_now: bool = ...
+        self, job_ids: str, *, timeout: float = ..., poke_interval: float = ...
     ) -> Job: ...
 
     @overload
     def wait(
-        self,
-        job_ids: Sequence[str],
-        *,
-        timeout: float = ...,
-        poke_interval: float = ...,
-        look_now: bool = ...,
+        self, job_ids: Sequence[str], *, timeout: float = ..., poke_interval: float = ...
     ) -> list[Job]: ...
 
     def wait(
@@ -216,7 +224,6 @@ class ServiceHook(BaseHook):
         *,
         timeout: float = DEFAULT_TIMEOUT,
         poke_interval: float = DEFAULT_POKE_INTERVAL,
-        look_now: bool = False,
     ) -> Job | list[Job]:
         """
         Wait until jobs have ended, well or badly. Occupies the worker; a sensor does not.
@@ -224,7 +231,6 @@ class ServiceHook(BaseHook):
         :param job_ids: One job id, or several.
         :param timeout: Seconds to wait at most.
         :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
-        :param look_now: Look at every job at once: they are believed to have ended.
         :returns: The job, or the jobs in the order given.
         :raises DeadlinePassed: naming the jobs that were still pending. They go on and are billed.
         :raises AccessDenied: the key is not accepted.
@@ -232,28 +238,13 @@ class ServiceHook(BaseHook):
         """
         _refuse_event_loop()
         asked = [job_ids] if isinstance(job_ids, str) else list(job_ids)
-        jobs = asyncio.run(self._wait(asked, time.time() + timeout, poke_interval, look_now))
-        return jobs[0] if isinstance(job_ids, str) else jobs
-
-    async def _wait(
-        self, job_ids: list[str], deadline: float, poke_interval: float, look_now: bool
-    ) -> list[Job]:
-        ended: dict[str, Job] = {}
-
-        def keep(job: Job) -> None:
-            ended[job.job_id] = job
-
-        waited = await shared_pool(self.settings).wait(
-            job_ids,
-            deadline=deadline,
-            poke_interval=poke_interval,
-            look_now=look_now,
-            on_end=keep,
-            logger=self.log,
+        deadline = time.time() + timeout
+        results = asyncio.run(
+            wait_for(asked, self.settings, deadline=deadline, poke_interval=poke_interval, logger=self.log)
         )
-        if waited.pending:
-            raise DeadlinePassed(waited.pending, total=len(set(job_ids)))
-        return [ended[job_id] for job_id in job_ids]
+        if results.pending:
+            raise DeadlinePassed(results.pending, total=len(set(asked)))
+        return results.ended[job_ids] if isinstance(job_ids, str) else [results.ended[it] for it in asked]
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for a job that cannot exist: it costs nothing and shows whether the key is accepted."""
@@ -263,10 +254,10 @@ class ServiceHook(BaseHook):
             return False, str(error)
         return True, f"{self.client.service.title} answers and accepts the key."
 
-    async def asubmit(self, request: Any) -> str:
+    async def asubmit(self, request: Any, *, resend_for: float = RESEND_WINDOW) -> str:
         """Submit a request, asynchronously; see :meth:`submit`."""
         async with self._async_client() as client:
-            return await client.submit(self.request_from(request))
+            return await client.submit(self.request_from(request), deadline=time.time() + resend_for)
 
     async def aget_job(self, job_id: str) -> Job:
         """Look at a job once, asynchronously; see :meth:`get_job`."""
@@ -289,6 +280,5 @@ class ServiceHook(BaseHook):
                     await (await opening).close()
 
     async def _open(self) -> AsyncClient:
-        if "settings" not in self.__dict__:
-            self.settings = self._checked(await async_settings(self.conn_id))
-        return await AsyncClient.open(self.settings, limit=self.limit)
+        settings = self._settings or self.use(await async_settings(self.conn_id))
+        return await AsyncClient.open(settings)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from datetime import timedelta
@@ -13,60 +14,79 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
+    AirflowTaskTimeout,
     BaseOperator,
     ObjectStoragePath,
-    Stats,
     conf,
 )
 from opentelemetry import trace
 from pydantic import ValidationError
 
 from airflow_provider_distribute.bulk.collection import Collection
-from airflow_provider_distribute.bulk.costs import Budget, Costs
+from airflow_provider_distribute.bulk.costs import Costs
 from airflow_provider_distribute.bulk.formats import format_from
 from airflow_provider_distribute.bulk.inputs import Defaults, Shard, source_of
 from airflow_provider_distribute.bulk.landing import land
-from airflow_provider_distribute.bulk.manifest import dry_run_manifest, manifest_of, write_manifest
+from airflow_provider_distribute.bulk.manifest import (
+    dry_run_manifest,
+    manifest_of,
+    manifest_of_stopped,
+    read_manifest,
+    write_manifest,
+)
 from airflow_provider_distribute.bulk.output_types import output_type_from
+from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.bulk.run import Plan, Run, stage
 from airflow_provider_distribute.bulk.submission import Submission
+from airflow_provider_distribute.bulk.verdict import verdict
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
     BudgetSpent,
     InferenceError,
     InvalidRequest,
+    LedgerError,
+    LedgerTaken,
     LedgerUnavailable,
-    RunIncomplete,
     WorkerStopped,
 )
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.ledger.directory import Directory
-from airflow_provider_distribute.ledger.records import Owner
+from airflow_provider_distribute.ledger.records import Owner, Stopped
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import problems_in
+from airflow_provider_distribute.operators import bulk_reports as reports
 from airflow_provider_distribute.operators.lineage import lineage_of
 from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, seconds
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
-from airflow_provider_distribute.waiting.pool import shared_pool
+from airflow_provider_distribute.triggers.metrics import metered_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_distribute.bulk.costs import Budget
     from airflow_provider_distribute.bulk.inputs import Source
     from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.submission import Submitted
-    from airflow_provider_distribute.hooks.base import ServiceHook
     from airflow_provider_distribute.models import Settings
 
 __all__ = ["AsyncChatBulkOperator"]
 
 _tracer = trace.get_tracer(__name__)
+
+#: The XCom with the run's directory; it is there while the task waits.
+_RUN = "run"
+#: What ends the sending without ending the attempt: what was accepted by then is waited for and landed.
+_REASONS: Mapping[type, Literal["budget", "deadline", "denied"]] = {
+    BudgetSpent: "budget",
+    TimeoutError: "deadline",
+    AccessDenied: "denied",
+}
 
 
 class AsyncChatBulkOperator(BaseOperator):
@@ -101,8 +121,8 @@ class AsyncChatBulkOperator(BaseOperator):
         died: ``resubmit`` pays for some of them twice; ``leave`` ends their rows ``unknown``; ``fail`` fails
         the task as well, after landing, until somebody decides.
     :param on_input_change: What to do when a retry finds another input: ``fail``, or ``restart``.
-    :param max_cost: US dollars. Sending stops before the estimate passes it; what was paid is landed; then
-        the task fails.
+    :param max_cost: US dollars. Sending stops before the estimate passes it, retries and repairs included;
+        what was paid is landed; then the task fails.
     :param dedupe: Send identical requests once, and give all of them the same answer.
     :param dry_run: Check and count everything and estimate tokens and cost; send and write nothing.
     :param results_format: ``jsonl``, ``parquet`` (needs the extra ``parquet``) or ``openai_batch``.
@@ -189,12 +209,16 @@ class AsyncChatBulkOperator(BaseOperator):
         self.poke_interval = seconds(poke_interval)
         self.deferrable = deferrable
         self._manifest: dict[str, Any] = {}
-        self._sending: tuple[asyncio.AbstractEventLoop, Submission] | None = None
+        self._killed = False
+        self._stop: Callable[[], object] | None = None
 
     @classmethod
     def sharded(cls, *, split: int, task_id: str, **kwargs: Any) -> Any:
         """
         Split one input over ``split`` mapped tasks: each takes every ``split``-th request.
+
+        The rate that a connection allows is kept by each process for itself, so together they may send
+        ``split`` times as fast: divide ``requests_per_second`` by it where the service minds.
 
         :returns: The mapped operator. Its output is a list of manifests.
         """
@@ -206,67 +230,104 @@ class AsyncChatBulkOperator(BaseOperator):
         """Check, send what is missing, and wait or defer."""
         deadline = time.time() + self.deadline
         with airflow_errors():
-            hook = hook_for(self.conn_id)
-            DashboardLink.remember(context, hook.settings.dashboard_url)
-            plan = self._plan(hook.settings, context)
-            source = self._source()
+            settings = hook_for(self.conn_id).settings
+            DashboardLink.remember(context, settings.dashboard_url)
+            plan = self._plan(settings, context)
+            uri, source = self._run_uri(plan.owner), self._source()
             if self.estimate_only:
                 return self._estimate(source, plan)
             with _tracer.start_as_current_span("bulk.check"):
-                run = self._open(self._run_path(plan.owner), plan)
+                run = self._open(uri, plan)
                 staged = run.take_up(source, now=time.time())
-            self._say_what_is_left(run, staged.cost)
-            self._send(run, hook, run.budget(staged.costs), context, deadline)
-            return self._wait(run, hook, context, deadline)
+            context["ti"].xcom_push(key=_RUN, value=uri)
+            reports.begun(self.log, run, staged.cost)
+            with self._nothing_left_unsaid(run):
+                self._send(run, run.budget(staged.costs), deadline)
+                landing = self._wait_and_land(run, deadline)
+            return self._end(run, landing)
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Land what came back, repair what is invalid, and say how it ended."""
+        outcome = _read_event(event)
+        if outcome.verdict in ("refused", "unavailable"):
+            error = AirflowFailException if outcome.verdict == "refused" else AirflowException
+            raise error(
+                f"{outcome.message} What was accepted goes on and is billed; the next attempt waits for it "
+                "instead of paying again."
+            )
+        with airflow_errors():
+            run = self._reopen(outcome.run_uri, self._plan(hook_for(self.conn_id).settings, context))
+            with self._nothing_left_unsaid(run):
+                landing = self._wait_and_land(run, outcome.deadline, waited=time.time() >= outcome.deadline)
+            return self._end(run, landing)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in landing."""
+        if next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout":
+            next_method, next_kwargs = "land_what_there_is", {}
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def land_what_there_is(self, context: Context) -> dict[str, Any]:
+        """No triggerer kept the deadline, so none ran: each job is looked at once, and the run is landed."""
+        deadline = time.time()
+        with airflow_errors():
+            plan = self._plan(hook_for(self.conn_id).settings, context)
+            run = self._reopen(self._run_uri(plan.owner), plan)
+            with self._nothing_left_unsaid(run):
+                asyncio.run(self._wait_here(run, deadline))
+                landing = self._wait_and_land(run, deadline, waited=True)
+            return self._end(run, landing)
+
+    def _wait_and_land(self, run: Run, deadline: float, *, waited: bool = False) -> Landing:
+        """Wait for what runs and land it; ask again what is invalid, until nothing is left to ask."""
+        while True:
+            if not waited:
+                self._wait(run, deadline)
+            folder = f"repairs/{run.writer}-{run.state.rounds}"
+            may_repair = (
+                run.state.rounds <= self.repair_attempts
+                and run.state.stopped is None
+                and time.time() < deadline
+            )
+            landing = self._land(run, RequestWriter(run.directory, folder) if may_repair else None)
+            if not landing.repairs:
+                return landing
+            self.log.info(
+                "%d answers do not fit output_type; asking again with the reason.", len(landing.repairs)
+            )
+            run.ask_again(set(landing.repairs))
+            self._send(run, run.budget(landing.repairs), deadline, folder)
+            waited = False
+
+    def _end(self, run: Run, landing: Landing) -> dict[str, Any]:
+        policy, results = Policy.of(self), self._manifest["results"]
+        if error := verdict(landing.counts, run.state.stopped, policy, results=results):
+            raise error
+        return self._manifest
+
+    # Checking -------------------------------------------------------------------------------------
 
     def _plan(self, settings: Settings, context: Context) -> Plan:
-        self._check_arguments()
+        policy = Policy.of(self)
+        format_from(self.results_format)
         ti = context["ti"]
         return Plan(
             settings=settings,
             owner=Owner(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index),
             defaults=Defaults(self.model or settings.model, self.system_prompt, self.request_params),
             output_type=output_type_from(self.output_type),
-            shard=Shard(self.shard, self.split),
+            shard=Shard(policy.shard, policy.split),
             dedupe=self.dedupe,
-            on_input_change=self.on_input_change,
-            on_unknown=self.on_unknown,
-            max_cost=self.max_cost,
-            window=self.window,
+            on_input_change=policy.on_input_change,
+            on_unknown=policy.on_unknown,
+            max_cost=policy.max_cost,
+            window=policy.window,
         )
-
-    def _check_arguments(self) -> None:
-        choices = {
-            "on_deadline": ("fail", "land"),
-            "on_unknown": ("resubmit", "fail", "leave"),
-            "on_input_change": ("fail", "restart"),
-        }
-        problems = [
-            f"{name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}"
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
-        ]
-        bounds = {
-            "failure_tolerance": (self.failure_tolerance, 0 <= self.failure_tolerance <= 1, "from 0 to 1"),
-            "repair_attempts": (self.repair_attempts, self.repair_attempts >= 0, "0 or more"),
-            "deadline": (self.deadline, self.deadline > 0, "more than 0 seconds"),
-            "poke_interval": (self.poke_interval, self.poke_interval > 0, "more than 0 seconds"),
-            "window": (self.window, self.window >= 1, "1 or more"),
-            "max_cost": (self.max_cost, self.max_cost is None or self.max_cost > 0, "more than 0 dollars"),
-            "split": (self.split, self.split >= 1, "1 or more"),
-            "shard": (self.shard, 0 <= self.shard < max(self.split, 1), "from 0 to split - 1"),
-        }
-        problems += [
-            f"{name} is {value}, not {rule}" for name, (value, good, rule) in bounds.items() if not good
-        ]
-        if problems:
-            raise InvalidRequest(problems, where="The run")
-        format_from(self.results_format)
 
     def _source(self) -> Source:
         return source_of(self.requests, prompt=self.prompt, open_path=ObjectStoragePath)
 
-    def _run_path(self, owner: Owner) -> str:
+    def _run_uri(self, owner: Owner) -> str:
         root = self.result_path or conf.get("distribute", "result_path", fallback=None)
         if not root:
             raise InvalidRequest(
@@ -283,124 +344,75 @@ class AsyncChatBulkOperator(BaseOperator):
     def _open(self, uri: str, plan: Plan) -> Run:
         return Run(Directory.at(uri, ObjectStoragePath), plan)
 
+    def _reopen(self, uri: str, plan: Plan) -> Run:
+        run = self._open(uri, plan)
+        if run.state.opened is None:
+            raise LedgerUnavailable("find the run that was waited for in", uri)
+        return run
+
     def _estimate(self, source: Source, plan: Plan) -> dict[str, Any]:
         manifest = dry_run_manifest(stage(source, plan), Costs(plan.settings))
         self.log.info("Dry run, nothing was sent: %s", manifest)
         return manifest
 
-    def _say_what_is_left(self, run: Run, cost: float | None) -> None:
-        state = run.state
-        self.log.info(
-            "Run %s, attempt %d: %d rows, %d to send, %d accepted before. Estimate for all rows: %s.",
-            run.directory.uri,
-            state.opened.attempt if state.opened else 0,
-            state.count,
-            len(state.open),
-            len(state.tickets),
-            "no price known" if cost is None else f"${cost:.4f} at most",
-        )
-        if state.doubt:
-            self.log.warning(
-                "%d requests were sent by an earlier attempt and not recorded; whether they run and are "
-                "billed is unknown. on_unknown=%r.",
-                len(state.doubt),
-                self.on_unknown,
-            )
-
     # Sending --------------------------------------------------------------------------------------
 
-    def _send(
-        self,
-        run: Run,
-        hook: ServiceHook,
-        budget: Budget,
-        context: Context,
-        deadline: float,
-        folder: str | None = None,
-    ) -> None:
+    def _send(self, run: Run, budget: Budget, deadline: float, folder: str | None = None) -> None:
+        self._refuse_to_go_on_if_killed()
         if not run.state.open:
             return
         with _tracer.start_as_current_span("bulk.send", attributes={"rows": len(run.state.open)}):
-            submitted = asyncio.run(self._submit(run, hook, budget, context, deadline, folder))
-        tags = {"service": run.plan.settings.service}
-        for name in ("accepted", "refused", "unknown", "throttled"):
-            if count := getattr(submitted, name):
-                Stats.incr(f"distribute.bulk.{name}", count, tags=tags)
+            submitted = asyncio.run(self._submit(run, budget, deadline, folder))
+        stopped = submitted.stopped
+        reason = _REASONS.get(type(stopped))
+        if reason:
+            run.journal.append([Stopped(reason, str(stopped))])
         run.state = run.journal.read()
-        self._say_how_it_went(run, submitted)
+        reports.sent(self.log, run, submitted)
+        if stopped is not None and not reason:
+            raise stopped
 
-    async def _submit(
-        self,
-        run: Run,
-        hook: ServiceHook,
-        budget: Budget,
-        context: Context,
-        deadline: float,
-        folder: str | None,
-    ) -> Submitted:
-        async with await AsyncClient.open(run.plan.settings, limit=hook.limit) as client:
+    async def _submit(self, run: Run, budget: Budget, deadline: float, folder: str | None) -> Submitted:
+        plan = run.plan
+        async with await AsyncClient.open(plan.settings) as client:
             submission = Submission.of(
                 run,
                 client,
                 budget,
                 deadline=deadline,
-                labels=labels_of(run.plan.owner) if run.plan.settings.airflow_metadata else None,
+                labels=labels_of(plan.owner) if plan.settings.airflow_metadata else None,
                 folder=folder,
                 logger=self.log,
             )
-            self._sending = asyncio.get_running_loop(), submission
-            try:
+            with self._stopped_by(lambda: submission.stop(_told_to_stop())):
                 return await submission.run()
-            finally:
-                self._sending = None
-
-    def _say_how_it_went(self, run: Run, submitted: Submitted) -> None:
-        self.log.info(
-            "%d requests accepted, %d refused, %d times no answer; %d rows not sent.",
-            submitted.accepted,
-            submitted.refused,
-            submitted.unknown,
-            len(run.state.open),
-        )
-        stopped = submitted.stopped
-        if isinstance(stopped, InferenceError) and not isinstance(stopped, BudgetSpent):
-            self.log.error(
-                "Sending stopped. %d accepted jobs go on and are billed; %d rows are unknown. The next "
-                "attempt waits for the jobs and sends only what is missing.",
-                len(run.state.tickets),
-                len(run.state.unknown),
-            )
-            raise stopped
-        if stopped is not None:
-            self.log.warning("%s", stopped)
-
-    def on_kill(self) -> None:
-        """Stop sending; say what goes on."""
-        if self._sending:
-            loop, submission = self._sending
-            reason = WorkerStopped("The worker was told to stop while it was sending.")
-            loop.call_soon_threadsafe(submission.stop, reason)
 
     # Waiting --------------------------------------------------------------------------------------
 
-    def _wait(self, run: Run, hook: ServiceHook, context: Context, deadline: float) -> dict[str, Any]:
+    def _wait(self, run: Run, deadline: float) -> None:
         if not self.deferrable:
             asyncio.run(self._wait_here(run, deadline))
-            return self._land(run, hook, context, deadline)
+            return
         collection = Collection(run.directory, run.plan.settings)
         collection.read()
-        if not collection.pending:
-            return self._land(run, hook, context, deadline)
-        return self._defer_until(run.directory.uri, deadline)
+        if collection.pending:
+            self._refuse_to_go_on_if_killed()
+            self._defer_until(deadline, run.directory.uri)
 
     async def _wait_here(self, run: Run, deadline: float) -> None:
         collection = Collection(run.directory, run.plan.settings, logger=self.log)
         await asyncio.to_thread(collection.read)
-        await collection.run(
-            shared_pool(run.plan.settings), deadline=deadline, poke_interval=self.poke_interval
-        )
+        async with metered_pool(run.plan.settings) as pool:
+            waiting = asyncio.ensure_future(
+                collection.run(pool, deadline=deadline, poke_interval=self.poke_interval)
+            )
+            with self._stopped_by(waiting.cancel):
+                await asyncio.wait((waiting,))
+            if waiting.cancelled():
+                raise _told_to_stop()
+            waiting.result()
 
-    def _defer_until(self, run_uri: str, deadline: float) -> NoReturn:
+    def _defer_until(self, deadline: float, run_uri: str) -> NoReturn:
         self.defer(
             trigger=AsyncChatBulkTrigger(
                 conn_id=self.conn_id, run_uri=run_uri, deadline=deadline, poke_interval=self.poke_interval
@@ -410,122 +422,66 @@ class AsyncChatBulkOperator(BaseOperator):
         )
         raise AssertionError("unreachable: defer raises")  # pragma: no cover
 
-    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Land what came back, repair what is invalid, and say how it ended."""
-        outcome = _read_event(event)
-        if outcome.verdict == "refused":
-            raise AirflowFailException(outcome.message)
-        if outcome.verdict == "unavailable":
-            raise AirflowException(outcome.message)
-        with airflow_errors():
-            hook = hook_for(self.conn_id)
-            run = self._reopen(outcome.run_uri, hook, context)
-            if time.time() < outcome.deadline:
-                return self._wait(run, hook, context, outcome.deadline)
-            return self._land(run, hook, context, outcome.deadline)
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in landing."""
-        if next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout":
-            next_method, next_kwargs = "land_what_there_is", {}
-        return super().resume_execution(next_method, next_kwargs, context)
-
-    def land_what_there_is(self, context: Context) -> dict[str, Any]:
-        """No triggerer kept the deadline, so none ran: each job is looked at once, and the run is landed."""
-        deadline = time.time()
-        with airflow_errors():
-            hook = hook_for(self.conn_id)
-            owner = self._plan(hook.settings, context).owner
-            run = self._reopen(self._run_path(owner), hook, context)
-            try:
-                asyncio.run(self._wait_here(run, deadline))
-            except AccessDenied as error:
-                self.log.error("%s What had come back before is landed.", error)
-            return self._land(run, hook, context, deadline)
-
-    def _reopen(self, uri: str, hook: ServiceHook, context: Context) -> Run:
-        run = self._open(uri, self._plan(hook.settings, context))
-        if run.state.opened is None:
-            raise LedgerUnavailable("find the run that was waited for in", uri)
-        return run
-
     # Landing --------------------------------------------------------------------------------------
 
-    def _land(self, run: Run, hook: ServiceHook, context: Context, deadline: float) -> dict[str, Any]:
+    def _land(self, run: Run, repair: RequestWriter | None) -> Landing:
         format_ = format_from(self.results_format)
-        folder = f"repairs/{run.writer}"
-        repairs_left = run.state.rounds <= self.repair_attempts and time.time() < deadline
         with _tracer.start_as_current_span("bulk.land", attributes={"rows": run.state.count}):
-            repair = RequestWriter(run.directory, folder) if repairs_left else None
-            landing = land(run, format_, repair=repair)
-        if landing.repairs:
-            self.log.info(
-                "%d answers do not fit output_type; asking again with the reason.", len(landing.repairs)
-            )
-            run.ask_again(set(landing.repairs))
-            budget = Budget(self.max_cost, landing.repairs, landing.cost or 0.0)
-            self._send(run, hook, budget, context, deadline, folder)
-            return self._wait(run, hook, context, deadline)
-        self._manifest = manifest_of(run, landing, results=format_.file, now=time.time())
-        write_manifest(run, self._manifest)
-        run.settle(landing.again, landing.unknown_rows)
-        self._count(run, landing)
-        self._say_how_it_ended(landing)
-        self._raise_if_incomplete(landing)
-        return self._manifest
+            landing = land(run, format_, repair=repair, before_row=self._refuse_to_go_on_if_killed)
+            if not landing.repairs:
+                before = read_manifest(run)
+                self._manifest = manifest_of(run, landing, results=format_.file, now=time.time())
+                write_manifest(run, self._manifest)
+                run.settle(landing.again, landing.unknown_rows)
+                reports.landed(self.log, run, landing, self._manifest, before)
+        return landing
 
-    def _count(self, run: Run, landing: Landing) -> None:
-        service = run.plan.settings.service
-        for status, count in landing.counts.items():
-            if count:
-                Stats.incr("distribute.bulk.landed", count, tags={"service": service, "status": status})
-        Stats.incr("distribute.bulk.prompt_tokens", landing.tokens.prompt, tags={"service": service})
-        Stats.incr("distribute.bulk.completion_tokens", landing.tokens.completion, tags={"service": service})
-        Stats.gauge("distribute.bulk.cost", landing.cost or 0.0, tags={"service": service})
+    # Stopping -------------------------------------------------------------------------------------
 
-    def _say_how_it_ended(self, landing: Landing) -> None:
-        counts = ", ".join(f"{count} {status}" for status, count in landing.counts.items() if count)
-        self.log.info("Landed at %s: %s.", self._manifest["results"], counts)
-        if landing.counts["expired"]:
-            self.log.warning(
-                "%d jobs were still pending; they cannot be cancelled, go on and are billed: %s%s",
-                landing.counts["expired"],
-                ", ".join(landing.going_on),
-                " …" if landing.counts["expired"] > len(landing.going_on) else "",
-            )
-        if landing.counts["unknown"]:
-            self.log.warning(
-                "%d rows are unknown: their requests may have been accepted, and then they ran and were "
-                "billed: %s",
-                landing.counts["unknown"],
-                ", ".join(landing.unknown),
-            )
+    def on_kill(self) -> None:
+        """Let what is under way end in order, soon; :meth:`execute` then says what goes on, and fails."""
+        # May run in a signal handler, at any instruction of the main thread.
+        self._killed = True
+        if self._stop is not None:
+            self._stop()
 
-    def _raise_if_incomplete(self, landing: Landing) -> None:
-        rows = sum(landing.counts.values())
-        bad = rows - landing.counts["succeeded"]
-        counts = ", ".join(
-            f"{n} {status}" for status, n in landing.counts.items() if n and status != "succeeded"
-        )
-        told = f"{bad} of {rows} rows did not succeed ({counts}). Everything there is was landed at "
-        told += f"{self._manifest['results']}."
-        if self.max_cost is not None and landing.counts["not_submitted"]:
-            raise BudgetSpent(
-                f"Sending stopped at max_cost={self.max_cost}. {told} To go on, raise max_cost and clear the "
-                "task: it sends only the missing rows."
-            )
-        if self.on_unknown == "fail" and landing.counts["unknown"]:
-            raise AirflowFailException(
-                f"{told} {landing.counts['unknown']} rows are unknown. Decide: on_unknown='resubmit' sends "
-                "them again and may pay twice, 'leave' accepts the gap; then clear the task."
-            )
-        if self.on_deadline == "fail" and landing.counts["expired"]:
-            raise RunIncomplete(f"The deadline passed. {told} A retry asks the missing rows again.")
-        if bad > self.failure_tolerance * rows:
-            raise RunIncomplete(
-                f"{told} failure_tolerance={self.failure_tolerance} allows less. A retry asks only those "
-                "rows again."
-            )
+    def _refuse_to_go_on_if_killed(self) -> None:
+        if self._killed:
+            raise _told_to_stop()
+
+    @contextlib.contextmanager
+    def _stopped_by(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Let a kill stop what runs on this event loop, also one that came before."""
+        loop = asyncio.get_running_loop()
+        self._stop = lambda: loop.call_soon_threadsafe(stop)
+        if self._killed:
+            stop()
+        try:
+            yield
+        finally:
+            self._stop = None
+
+    @contextlib.contextmanager
+    def _nothing_left_unsaid(self, run: Run) -> Iterator[None]:
+        """Whatever ends the attempt before it has landed, a kill or a timeout too: say what goes on."""
+        try:
+            yield
+        except LedgerTaken:
+            raise  # Another attempt has the run, and says it.
+        except (Exception, AirflowTaskTimeout) as error:
+            why = str(error) if isinstance(error, InferenceError) else f"{type(error).__name__}."
+            try:
+                run.state, before = run.journal.read(), read_manifest(run)
+                manifest = manifest_of_stopped(run, before, why=why, now=time.time())
+                reports.left_behind(self.log, manifest["stopped"])
+                write_manifest(run, manifest)
+            except LedgerError:
+                self.log.warning(
+                    "The attempt ends here: %s What was accepted goes on and is billed; %r lists it.",
+                    why,
+                    run.directory.below("journal"),
+                )
+            raise
 
     # Lineage --------------------------------------------------------------------------------------
 
@@ -536,6 +492,10 @@ class AsyncChatBulkOperator(BaseOperator):
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the same: a run that fails has landed what there is."""
         return lineage_of(self.requests, self._manifest)
+
+
+def _told_to_stop() -> WorkerStopped:
+    return WorkerStopped("The worker was told to stop.")
 
 
 def _read_event(event: Any) -> BulkOutcome:

@@ -6,23 +6,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, XCom
 
+from airflow_provider_distribute.client import RESEND_WINDOW
 from airflow_provider_distribute.exceptions import (
-    DeadlinePassed,
     InferenceError,
     InvalidRequest,
-    JobsFailed,
     OutcomeUnknown,
     SubmissionIncomplete,
 )
 from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import ChatRequest
-from airflow_provider_distribute.operators.mixins import WaitsForJobs, airflow_errors, labels_of, seconds
+from airflow_provider_distribute.operators.mixins import (
+    LeavesJobsRunning,
+    WaitsForJobs,
+    airflow_errors,
+    checked_seconds,
+    hook_with_link,
+    labels_of,
+    rendered,
+)
 from airflow_provider_distribute.operators.record import SubmissionRecord
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_distribute.exceptions import DeadlinePassed, JobsFailed
     from airflow_provider_distribute.hooks.base import ServiceHook
     from airflow_provider_distribute.models import Job
 
@@ -37,9 +44,14 @@ __all__ = ["AsyncChatOperator", "SubmitAsyncChatOperator"]
 
 #: One task submits at most this many requests.
 MAX_REQUESTS = 1000
+#: Problems that one message lists.
+_SHOWN = 100
+_JOB_IDS = "job_ids"
+#: Why a job counts as failed although nobody knows what became of it.
+_UNCLEAR = frozenset({"lost", "refused"})
 
 
-class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
+class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
     """
     Submits chat requests and pushes their job ids.
 
@@ -60,6 +72,8 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
         ``allow_undocumented_params`` is set.
     :param metadata: Travels with each request, beside the dag, run, task, map index and input index, which
         the connection's ``airflow_metadata`` switches off.
+    :param resend_for: Seconds for which a request is sent again while the service surely does not accept it:
+        no connection, 429, or 503 with ``Retry-After``.
     :returns: The job id; for ``requests`` the list of them in input order.
     """
 
@@ -95,9 +109,11 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
         system_prompt: str | None = None,
         request_params: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        resend_for: float | timedelta = RESEND_WINDOW,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        [self.resend_for] = checked_seconds(resend_for=resend_for)
         self.conn_id = conn_id
         self.model = model
         self.prompt = prompt
@@ -107,28 +123,28 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
         self.request_params = request_params
         self.metadata = metadata
 
-    def execute(self, context: Context) -> str | list[str]:
+    def execute(self, context: Context) -> Any:
         """Submit, and return the job ids."""
         with airflow_errors():
-            hook = self.hook_with_link(context)
+            hook = hook_with_link(self.conn_id, context)
             requests = self._requests(hook, context)
             record = self._record(context, requests)
             job_ids = self._submit(hook, requests, record)
+        return self._deliver(context, record, job_ids if self._several else job_ids[0])
+
+    def _deliver(self, context: Context, record: SubmissionRecord, result: Any) -> Any:
+        """
+        Store the result, then drop the record.
+
+        Airflow stores what a task returns only afterwards: if that failed, nothing would be left for the
+        retry to go on with.
+        """
+        if record.kept and self.do_xcom_push:
+            outputs = result if self.multiple_outputs else {}
+            for key, value in {**outputs, XCom.XCOM_RETURN_KEY: result}.items():
+                context["ti"].xcom_push(key=key, value=value)
         record.clear()
-        return job_ids if self._several else job_ids[0]
-
-    def on_kill(self) -> None:
-        """Say what goes on: neither service can cancel."""
-        if self._accepted:
-            self.log.warning(
-                "The task was killed. Its jobs cannot be cancelled: they go on and are billed: %s.",
-                ", ".join(self._accepted.values()),
-            )
-
-    @cached_property
-    def _accepted(self) -> dict[int, str]:
-        """The jobs that this process submitted, or took over, by input index."""
-        return {}
+        return result
 
     @property
     def _several(self) -> bool:
@@ -160,8 +176,8 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
                     item,
                     model=self.model or hook.settings.model,
                     system_prompt=self.system_prompt,
-                    params=self.request_params,
-                    metadata=self.metadata,
+                    params=rendered(self.request_params),
+                    metadata=rendered(self.metadata),
                 )
                 request = request.labelled({**labels, "airflow_index": index} if labels else {})
                 hook.client.service.describe_submit(request, hook.settings)
@@ -175,46 +191,65 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
         return requests
 
     def _items(self) -> Sequence[Any]:
-        given = {"prompt": self.prompt, "messages": self.messages, "requests": self.requests}
+        given = {
+            "prompt": self.prompt,
+            "messages": rendered(self.messages),
+            "requests": rendered(self.requests),
+        }
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:
             raise InvalidRequest(
                 [f"exactly one of prompt, messages and requests is needed, not {named or 'none'}"]
             )
-        if self.requests is None:
-            return [{name: value for name, value in given.items() if value is not None}]
-        if isinstance(self.requests, str | Mapping) or not isinstance(self.requests, Sequence):
-            raise InvalidRequest([f"requests must be a list, not {type(self.requests).__name__}"])
-        if len(self.requests) > MAX_REQUESTS:
+        if self.multiple_outputs and not self._returns_mapping:
+            raise InvalidRequest(["multiple_outputs takes a mapping apart, and this task returns none"])
+        if not self._several:
+            return [{name: given[name] for name in named}]
+        requests = given["requests"]
+        if isinstance(requests, str | Mapping) or not isinstance(requests, Sequence):
+            raise InvalidRequest([f"requests must be a list, not {type(requests).__name__}"])
+        if len(requests) > MAX_REQUESTS:
             raise InvalidRequest(
                 [
-                    f"{len(self.requests)} requests are more than the {MAX_REQUESTS} one task submits",
+                    f"{len(requests)} requests are more than the {MAX_REQUESTS} one task submits",
                     "use AsyncChatBulkOperator, or expand the task over smaller lists",
                 ]
             )
-        return self.requests
+        return list(requests)
+
+    @property
+    def _returns_mapping(self) -> bool:
+        return False
 
     def _submit(
         self, hook: ServiceHook, requests: Sequence[ChatRequest], record: SubmissionRecord
     ) -> list[str]:
-        for index, request in enumerate(requests):
-            job_id = record.job_id(index, request)
-            if job_id is None:
-                job_id = self._submit_one(hook, request, index, record, len(requests))
-            else:
-                self.log.info("Re-attached to job %s, which an earlier attempt submitted.", job_id)
-            self._accepted[index] = job_id
-        record.write()
-        return list(self._accepted.values())
+        accepted: dict[int, str] = {}
+        self.left_running = accepted.values()
+        try:
+            for index, request in enumerate(requests):
+                accepted[index] = self._job_of(request, index, hook, record, len(requests))
+            record.write()
+        except Exception as error:
+            if len(requests) == 1 and not accepted:
+                raise
+            failure = SubmissionIncomplete(
+                error,
+                index=len(accepted),
+                total=len(requests),
+                accepted=accepted,
+                follows=_after_a_failure(error, record),
+            )
+            self.log.error("%s", failure)
+            raise failure from error
+        return list(accepted.values())
 
-    def _submit_one(
-        self,
-        hook: ServiceHook,
-        request: ChatRequest,
-        index: int,
-        record: SubmissionRecord,
-        total: int,
+    def _job_of(
+        self, request: ChatRequest, index: int, hook: ServiceHook, record: SubmissionRecord, total: int
     ) -> str:
+        if job_id := record.job_id(index, request):
+            self.log.info("Re-attached to job %s, which an earlier attempt submitted.", job_id)
+            return job_id
         if record.in_doubt(index, request):
             self.log.warning(
                 "An earlier attempt was sending request %d of %d when it ended. Whether the service accepted "
@@ -224,30 +259,25 @@ class SubmitAsyncChatOperator(WaitsForJobs, BaseOperator):
             )
         record.sending(index, request)
         try:
-            job_id = hook.client.submit(request)
+            job_id = hook.client.submit(request, deadline=time.time() + self.resend_for)
         except InferenceError as error:
             if not isinstance(error, OutcomeUnknown):
-                record.forget([index])
-            if total == 1:
-                raise
-            follows = (
-                "A retry submits only the rest." if record.kept else "A retry submits all of them again."
-            )
-            failure = SubmissionIncomplete(
-                error, index=index, total=total, accepted=self._accepted, follows=follows
-            )
-            self.log.error("%s", failure)
-            raise failure from error
+                record.refused(index)
+            raise
         record.accepted(index, request, job_id)
         self.log.info("Submitted request %d of %d: job %s.", index + 1, total, job_id)
         return job_id
 
 
-#: Problems that one message lists.
-_SHOWN = 100
+def _after_a_failure(error: Exception, record: SubmissionRecord) -> str:
+    if not record.kept:
+        return "A retry submits all of them again."
+    if isinstance(error, InferenceError):
+        return "A retry submits only the rest."
+    return "A retry submits what the task state store has not kept."
 
 
-class AsyncChatOperator(SubmitAsyncChatOperator):
+class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
     """
     Submits chat requests, waits on the triggerer, and returns the results: submit and sensor in one task.
 
@@ -260,7 +290,8 @@ class AsyncChatOperator(SubmitAsyncChatOperator):
 
     :param deferrable: Wait on the triggerer; else the worker waits.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
-    :param timeout: Seconds the jobs have from submission on; ``execution_timeout`` does not run while
+    :param timeout: Seconds. Each request is sent again for as long while the service does not accept it, and
+        once all are submitted the jobs have as long to end; ``execution_timeout`` does not run while
         deferred.
     :param fail_on_error: Fail when a job failed; else its result says so.
     :returns: One result, or for ``requests`` a list of them in input order.
@@ -275,38 +306,34 @@ class AsyncChatOperator(SubmitAsyncChatOperator):
         fail_on_error: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        durations = checked_seconds(poke_interval=poke_interval, timeout=timeout)
+        super().__init__(resend_for=timeout, **kwargs)
         self.deferrable = deferrable
-        self.poke_interval = seconds(poke_interval)
-        self.timeout = seconds(timeout)
+        self.poke_interval, self.timeout = durations
         self.fail_on_error = fail_on_error
 
     def execute(self, context: Context) -> Any:
         """Submit, then wait or defer."""
-        deadline = time.time() + self.timeout
         with airflow_errors():
-            hook = self.hook_with_link(context)
+            hook = hook_with_link(self.conn_id, context)
             requests = self._requests(hook, context)
             if not requests:
                 return []
             job_ids = self._submit(hook, requests, self._record(context, requests))
         context["ti"].xcom_push(key=_JOB_IDS, value=job_ids)
         if self.deferrable:
-            self.defer_until_ended(job_ids, deadline)
-        with airflow_errors():
-            try:
-                jobs = hook.wait(job_ids, timeout=self.timeout, poke_interval=self.poke_interval)
-            except DeadlinePassed as error:
-                raise self.deadline_passed(error) from error
-        return self.hand_over(context, jobs)
+            self.defer_until_ended(job_ids, time.time() + self.timeout)
+        return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
 
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
-        """Return the results and drop the record, or keep of it what need not be asked again."""
-        record = SubmissionRecord(context.get("task_state_store"))
-        record.forget([index for index, job in enumerate(jobs) if not job.succeeded])
+        """Return the results and drop the record."""
         results = super().hand_over(context, jobs)
-        record.clear()
-        return results if self._several else results[0]
+        record = SubmissionRecord(context.get("task_state_store"))
+        return self._deliver(context, record, results if self._several else results[0])
+
+    @property
+    def _returns_mapping(self) -> bool:
+        return not self._several
 
     def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs this attempt submitted."""
@@ -314,13 +341,37 @@ class AsyncChatOperator(SubmitAsyncChatOperator):
         job_ids: list[str] = ti.xcom_pull(task_ids=ti.task_id, key=_JOB_IDS, map_indexes=ti.map_index)
         return job_ids
 
-    def deadline_passed(self, error: DeadlinePassed) -> AirflowException:
-        """Return an exception that Airflow retries: the retry re-attaches."""
-        return AirflowException(f"{error} A retry waits for the same jobs (Airflow 3.3 and later).")
+    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowException:
+        """Return an exception that Airflow retries."""
+        return AirflowException(
+            f"{error} A retry has a deadline of its own. {self.what_a_clear_pays(context)}"
+        )
 
-    def jobs_failed(self, error: JobsFailed) -> AirflowException:
-        """Return an exception that Airflow retries: the retry asks the failed ones again."""
-        return AirflowException(f"{error}. A retry asks only the failed ones again (Airflow 3.3 and later).")
+    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowException:
+        """
+        Return an exception that Airflow retries if the retry asks something again.
+
+        What became of a job that is lost or not shown is unclear, and it may have been paid: only a person
+        decides to ask that again, by clearing the task.
+        """
+        record = SubmissionRecord(context.get("task_state_store"))
+        failed = [job for job in error.jobs if job.error is None or job.error.type not in _UNCLEAR]
+        record.forget(job.job_id for job in failed or error.jobs)
+        if failed:
+            pays = "A retry submits, and pays, the failed ones again and no others"
+            return AirflowException(f"{error}. {pays if record.kept else _PAYS_ALL}.")
+        pays = "Clearing the task submits, and pays, these again and no others"
+        return AirflowFailException(
+            f"{error}. What became of them is unclear, so no retry. {pays if record.kept else _PAYS_ALL}."
+        )
+
+    def what_a_clear_pays(self, context: Context) -> str:
+        """Return what a retry pays as well: only the task state store makes a difference."""
+        if context.get("task_state_store") is not None:
+            return "A retry or a clear waits for the same jobs, and pays nothing again."
+        return f"{_PAYS_ALL}. An AsyncChatSensor waits for these jobs and pays nothing."
 
 
-_JOB_IDS = "job_ids"
+_PAYS_ALL = (
+    "A retry or a clear submits, and pays, everything again: this Airflow keeps no task state (3.3 does)"
+)

@@ -1,25 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the sensor and the operator that waits share: defer, fetch the results, say how it ended."""
+"""What tasks that wait for jobs share: defer or stay, fetch the results, say how it ended."""
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import contextlib
+import json
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from pydantic import ValidationError
 
-from airflow_provider_distribute.exceptions import DeadlinePassed, InferenceError, JobsFailed
+from airflow_provider_distribute.exceptions import (
+    AccessDenied,
+    ConnectionInvalid,
+    DeadlinePassed,
+    InferenceError,
+    JobsFailed,
+)
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import problems_in
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
+from airflow_provider_distribute.waiting.pool import NOT_SEEN
+from airflow_provider_distribute.waiting.results import fetch, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     from airflow.providers.common.compat.sdk import Context
@@ -29,8 +41,10 @@ if TYPE_CHECKING:
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 NET = 300.0
-#: Seconds the worker tries to fetch results that the trigger has seen; then the triggerer waits again.
-_FETCH_WITHIN = 120.0
+#: Seconds without a result after which the last look at a deadline ends.
+LAST_LOOK = 120.0
+#: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
+LONGEST = 366 * 86400.0
 
 
 @contextlib.contextmanager
@@ -57,23 +71,66 @@ def seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 
-class WaitsForJobs:
+def checked_seconds(**durations: float | timedelta) -> list[float]:
+    """
+    Return durations in seconds, while the Dag is parsed and nothing is paid.
+
+    :raises ValueError: one is not above zero, or is longer than a year.
+    """
+    for name, duration in durations.items():
+        if not 0 < seconds(duration) <= LONGEST:
+            raise ValueError(f"{name} must be more than 0 and at most a year of seconds, not {duration!r}.")
+    return [seconds(duration) for duration in durations.values()]
+
+
+def rendered(value: Any) -> Any:
+    """Return what a template stands for: unless it renders natively, a list or mapping comes as its text."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "(", "{")):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                meant = read(value.strip())
+                return meant if isinstance(meant, list | tuple | dict) else value
+    return value
+
+
+def hook_with_link(conn_id: str, context: Context) -> ServiceHook:
+    """
+    Return a connection's hook, and leave the link to its dashboard.
+
+    :raises ConnectionInvalid: naming every missing or wrong field.
+    """
+    hook = hook_for(conn_id)
+    DashboardLink.remember(context, hook.settings.dashboard_url)
+    return hook
+
+
+class LeavesJobsRunning:
+    """Mixin for a task whose jobs outlive it: when it is killed, the log says which."""
+
+    #: The jobs that this process submitted, took over or waits for.
+    left_running: Collection[str] = ()
+
+    def on_kill(self) -> None:
+        """Say what goes on: neither service can cancel."""
+        if self.left_running:
+            self.log.warning(  # type: ignore[attr-defined]
+                "The task was killed. Its jobs cannot be cancelled: those that have not ended go on and are "
+                "billed: %s.",
+                ", ".join(self.left_running),
+            )
+
+
+class WaitsForJobs(LeavesJobsRunning):
     """
     Mixin for a task that waits for jobs.
 
     ``job_ids_to_wait_for`` says which jobs; ``deadline_passed`` and ``jobs_failed`` say which exception ends
-    it.
+    it; ``what_a_clear_pays`` says what it costs to start over.
     """
 
     conn_id: str
     poke_interval: float
     fail_on_error: bool
-
-    def hook_with_link(self, context: Context) -> ServiceHook:
-        """Return the connection's hook, and leave the dashboard's link."""
-        hook = hook_for(self.conn_id)
-        DashboardLink.remember(context, hook.settings.dashboard_url)
-        return hook
 
     def defer_until_ended(self, job_ids: Sequence[str], deadline: float) -> NoReturn:
         """
@@ -103,46 +160,109 @@ class WaitsForJobs:
     ) -> Any:
         """Fetch the results once the trigger has seen every job ended, or say why it has not."""
         outcome = read_event(event)
-        if outcome.verdict == "refused":
-            raise AirflowFailException(outcome.message)
         if job_ids is None or deadline is None:
             # dag.test() drops what was handed to defer().
             job_ids, deadline = self.job_ids_to_wait_for(context), time.time()
-        if outcome.verdict == "deadline":
-            error = DeadlinePassed(outcome.words, total=len(set(job_ids)))
-            raise self.deadline_passed(error) from error
-        with airflow_errors():
-            hook = self.hook_with_link(context)
-            lost = {job_id: hook.client.service.lost(job_id) for job_id in outcome.lost}
-            try:
-                jobs = self._fetch(hook, job_ids, lost)
-            except DeadlinePassed as error:
+        if outcome.verdict == "refused":
+            raise self.cannot_wait(outcome.message, job_ids, context)
+        with self.waiting_for(job_ids, context):
+            hook = hook_with_link(self.conn_id, context)
+            ended = {job_id: hook.client.service.lost(job_id) for job_id in outcome.lost}
+            if outcome.verdict == "deadline":
+                ended |= self.look_a_last_time_at(hook, outcome.words, job_ids, context)
+            missing = [job_id for job_id in job_ids if job_id not in ended]
+            results = asyncio.run(
+                fetch(missing, hook.settings, poke_interval=self.poke_interval, logger=hook.log)
+            )
+            if results.pending:
                 if time.time() > deadline:
-                    raise self.deadline_passed(error) from error
+                    raise self._too_late(results.pending, job_ids, context)
                 self.defer_until_ended(job_ids, deadline)
-        return self.hand_over(context, jobs)
+            ended |= results.ended
+        return self.hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in a last look."""
-        if next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout":
+        reason = (next_kwargs or {}).get("error")
+        if next_method == TRIGGER_FAIL_REPR and reason == TriggerFailureReason.TRIGGER_TIMEOUT:
             next_method, next_kwargs = "look_a_last_time", {}
         return super().resume_execution(next_method, next_kwargs, context)  # type: ignore[misc]
 
     def look_a_last_time(self, context: Context) -> Any:
         """No triggerer kept the deadline, so none ran: what has ended meanwhile is paid for and fetched."""
         job_ids = self.job_ids_to_wait_for(context)
+        with self.waiting_for(job_ids, context):
+            hook = hook_with_link(self.conn_id, context)
+            ended = self.look_a_last_time_at(hook, dict.fromkeys(job_ids, NOT_SEEN), job_ids, context)
+        return self.hand_over(context, [ended[job_id] for job_id in job_ids])
+
+    def wait_here(
+        self, hook: ServiceHook, job_ids: Sequence[str], timeout: float, context: Context
+    ) -> list[Job]:
+        """
+        Wait on the worker.
+
+        :param timeout: Seconds.
+        """
+        with self.waiting_for(job_ids, context):
+            results = asyncio.run(
+                wait_for(
+                    job_ids,
+                    hook.settings,
+                    deadline=time.time() + timeout,
+                    poke_interval=self.poke_interval,
+                    logger=hook.log,
+                )
+            )
+            ended = results.ended | self.look_a_last_time_at(hook, results.pending, job_ids, context)
+        return [ended[job_id] for job_id in job_ids]
+
+    def look_a_last_time_at(
+        self, hook: ServiceHook, words: Mapping[str, str], job_ids: Sequence[str], context: Context
+    ) -> dict[str, Job]:
+        """
+        Look once more at what was pending: what has ended is paid for, whoever came too late to see it.
+
+        :param words: The last status words of the pending jobs.
+        :returns: These jobs, all of them ended.
+        :raises AirflowException: naming those that are pending still.
+        """
+        looked = asyncio.run(
+            fetch(
+                words,
+                hook.settings,
+                patience=LAST_LOOK,
+                once=True,
+                poke_interval=self.poke_interval,
+                logger=hook.log,
+            )
+        )
+        if looked.pending:
+            now = {job_id: words[job_id] if it == NOT_SEEN else it for job_id, it in looked.pending.items()}
+            raise self._too_late(now, job_ids, context)
+        return looked.ended
+
+    def _too_late(
+        self, pending: Mapping[str, str], job_ids: Sequence[str], context: Context
+    ) -> AirflowException:
+        return self.deadline_passed(DeadlinePassed(pending, total=len(set(job_ids))), context)
+
+    @contextlib.contextmanager
+    def waiting_for(self, job_ids: Sequence[str], context: Context) -> Iterator[None]:
+        """Where a person has to act before anybody can wait, name the jobs and what starting over costs."""
+        self.left_running = job_ids
         with airflow_errors():
             try:
-                jobs = self._fetch(self.hook_with_link(context), job_ids, {})
-            except DeadlinePassed as error:
-                raise self.deadline_passed(error) from error
-        return self.hand_over(context, jobs)
+                yield
+            except (AccessDenied, ConnectionInvalid) as error:
+                raise self.cannot_wait(str(error), job_ids, context) from error
 
-    def _fetch(self, hook: ServiceHook, job_ids: Sequence[str], lost: Mapping[str, Job]) -> list[Job]:
-        asked = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in lost]
-        jobs = hook.wait(asked, timeout=_FETCH_WITHIN, poke_interval=self.poke_interval, look_now=True)
-        ended = {**lost, **{job.job_id: job for job in jobs}}
-        return [ended[job_id] for job_id in job_ids]
+    def cannot_wait(self, why: str, job_ids: Sequence[str], context: Context) -> AirflowFailException:
+        """Return the exception that ends the task when waiting is impossible until somebody acts."""
+        return AirflowFailException(
+            f"{why.rstrip('.')}. Nobody waits any more for {', '.join(dict.fromkeys(job_ids))}: what has not "
+            f"ended goes on and is billed. {self.what_a_clear_pays(context)}"
+        )
 
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return the results for XCom, or fail naming every job that failed."""
@@ -150,19 +270,23 @@ class WaitsForJobs:
         failed = [job for job in by_id.values() if not job.succeeded]
         if failed and self.fail_on_error:
             error = JobsFailed(failed, total=len(by_id))
-            raise self.jobs_failed(error) from error
+            raise self.jobs_failed(error, context) from error
         return [job.result() for job in jobs]
 
     def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs to wait for, known again in a new process."""
         raise NotImplementedError
 
-    def deadline_passed(self, error: DeadlinePassed) -> AirflowException:
+    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowException:
         """Return the exception that ends the task at its deadline."""
         raise NotImplementedError
 
-    def jobs_failed(self, error: JobsFailed) -> AirflowException:
+    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowException:
         """Return the exception that ends the task when jobs failed."""
+        raise NotImplementedError
+
+    def what_a_clear_pays(self, context: Context) -> str:
+        """Return a sentence about what starting over costs, here and now."""
         raise NotImplementedError
 
 

@@ -68,18 +68,29 @@ class SubmissionRecord:
 
     def sending(self, index: int, request: ChatRequest) -> None:
         """Write, before a request is sent, that it is about to be."""
-        self.accepted(index, request, _IN_DOUBT)
+        self._enter(index, request, _IN_DOUBT)
         self.write()
 
     def accepted(self, index: int, request: ChatRequest, job_id: str) -> None:
         """Note that a request became a job; the next write carries it."""
+        self._enter(index, request, job_id)
+
+    def _enter(self, index: int, request: ChatRequest, job_id: str) -> None:
         self._entries[index] = (request.fingerprint, job_id)
         self._unwritten.add(_key(index))
 
-    def forget(self, indexes: Iterable[int]) -> None:
-        """Drop entries, so that a retry sends these requests again."""
+    def refused(self, index: int) -> None:
+        """Write that a request became no job."""
+        self._drop([index])
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Drop jobs, so that the next attempt submits their requests again."""
+        unwanted = set(job_ids)
+        self._drop([index for index, (_, job_id) in self._entries.items() if job_id in unwanted])
+
+    def _drop(self, indexes: Iterable[int]) -> None:
         for index in indexes:
-            self._entries.pop(index, None)
+            del self._entries[index]
             self._unwritten.add(_key(index))
         self.write()
 

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-import ast
+import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Sequence
-from functools import cached_property
+from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -20,11 +21,16 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
-from airflow_provider_distribute.exceptions import DeadlinePassed, JobNotFound, RequestRefused, Unavailable
 from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.operators.mixins import WaitsForJobs, airflow_errors
+from airflow_provider_distribute.operators.mixins import (
+    WaitsForJobs,
+    checked_seconds,
+    hook_with_link,
+    rendered,
+)
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
+from airflow_provider_distribute.waiting.results import Results, look_newest_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_distribute.exceptions import JobsFailed
+    from airflow_provider_distribute.exceptions import DeadlinePassed, JobsFailed
     from airflow_provider_distribute.hooks.base import ServiceHook
     from airflow_provider_distribute.models import Job
 
@@ -40,8 +46,9 @@ __all__ = ["AsyncChatSensor"]
 
 #: One sensor waits for at most this many jobs.
 MAX_JOBS = 1000
-#: Options of Airflow's sensors that have no meaning while deferred: the pool's schedule adapts by itself.
-_POKE_ONLY = {"exponential_backoff": False, "max_wait": None, "silent_fail": False}
+#: Options of Airflow's sensors that only have a meaning where each look is a process of its own; whoever
+#: waits in the pool leaves the schedule to it.
+_RESCHEDULE_ONLY = {"exponential_backoff": False, "max_wait": None, "silent_fail": False}
 
 
 class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
@@ -49,8 +56,13 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
     Waits until every job has ended, and returns the results.
 
     With ``deferrable=True`` the waiting happens on the triggerer, whatever ``mode`` says, and all sensors of
-    one triggerer share one connection pool and one schedule per connection. ``mode="poke"`` and
-    ``"reschedule"`` with ``deferrable=False`` end the same way.
+    one triggerer share one connection pool and one schedule per connection. With ``deferrable=False`` the
+    worker waits, in the same way (``mode="poke"``), or looks every ``poke_interval`` seconds and gives its
+    slot back in between (``mode="reschedule"``). All of them end the same way.
+
+    In ``mode="reschedule"`` each look is a new process that knows nothing of those before it: it looks at the
+    newest job first, and at the others only once that has ended. For many jobs the other modes send fewer
+    looks.
 
     :param conn_id: Connection of type ``distribute`` or ``inference_net``.
     :param job_id: One job id, or a list of up to 1,000; also an XCom of either.
@@ -79,31 +91,39 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         fail_on_error: bool = True,
         **kwargs: Any,
     ) -> None:
+        checked_seconds(poke_interval=poke_interval, timeout=timeout)
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.conn_id = conn_id
         self.job_id = job_id
         self.deferrable = deferrable
         self.fail_on_error = fail_on_error
+        self._hook: ServiceHook | None = None
+        self._looked = Results()
+        self._until = inf
         refused = [
-            name for name, unset in _POKE_ONLY.items() if deferrable and kwargs.get(name, unset) != unset
+            name
+            for name, unset in _RESCHEDULE_ONLY.items()
+            if (deferrable or not self.reschedule) and kwargs.get(name, unset) != unset
         ]
         if refused:
             raise ValueError(
-                f"{', '.join(refused)} has no meaning for a deferrable AsyncChatSensor, whose looks are "
-                "scheduled adaptively. Leave it out, or set deferrable=False."
+                f"{', '.join(refused)} has no meaning for an AsyncChatSensor whose looks are scheduled "
+                "adaptively. Leave it out, or set deferrable=False and mode='reschedule'."
             )
 
     def execute(self, context: Context) -> Any:
-        """Defer, or poke."""
+        """Defer, or wait here, or look and come back later."""
         with self._skipping():
-            if not self.deferrable:
-                return self._poke_until_ended(context)
             job_ids = self.job_ids_to_wait_for(context)
-            with airflow_errors():
-                self.hook_with_link(context)
             if not job_ids:
                 return []
-            return self.defer_until_ended(job_ids, time.time() + self.timeout)
+            if self.reschedule and not self.deferrable:
+                return self._look_or_reschedule(job_ids, context)
+            with self.waiting_for(job_ids, context):
+                hook = self._connected(context)
+            if self.deferrable:
+                self.defer_until_ended(job_ids, time.time() + self.timeout)
+            return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; a wait that failed is skipped where the author wants that."""
@@ -115,76 +135,58 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         """``soft_fail`` and ``never_fail`` skip in every mode; Airflow itself sees to some of it."""
         try:
             yield
-        except (AirflowFailException, AirflowSensorTimeout) as error:
-            if self.soft_fail or self.never_fail:
+        except (AirflowSkipException, AirflowRescheduleException):
+            raise
+        except Exception as error:
+            over = isinstance(error, AirflowFailException | AirflowSensorTimeout)
+            if self.never_fail or (self.soft_fail and over):
                 raise AirflowSkipException(str(error)) from error
             raise
 
-    def _poke_until_ended(self, context: Context) -> Any:
+    def _connected(self, context: Context) -> ServiceHook:
+        if self._hook is None:
+            self._hook = hook_with_link(self.conn_id, context)
+        return self._hook
+
+    def _look_or_reschedule(self, job_ids: Sequence[str], context: Context) -> Any:
         try:
             return super().execute(context)
-        except AirflowSensorTimeout as error:
-            pending = self._pending(context)
-            raise self.deadline_passed(pending) from error
+        except AirflowRescheduleException as error:
+            if self._hook is not None:
+                # Nobody else will remember how long the service asked to be left alone.
+                wait = self._hook.limit.take(time.monotonic())
+                date = datetime.fromtimestamp(min(time.time() + wait, self._until), tz=UTC)
+                error.reschedule_date = max(date, error.reschedule_date)
+            raise
+        except AirflowSensorTimeout:
+            ended = self._looked.ended
+            words = {it: self._looked.pending.get(it, NOT_SEEN) for it in job_ids if it not in ended}
+            with self.waiting_for(job_ids, context):
+                ended |= self.look_a_last_time_at(self._connected(context), words, job_ids, context)
+            return self.hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
-        """
-        Look at the jobs in order, up to the first that is still pending.
-
-        All have to end, so the first pending one answers for the rest.
-        """
+        """Look at the jobs, newest first, up to one that is pending."""
         job_ids = self.job_ids_to_wait_for(context)
-        with airflow_errors():
-            if not all(self._look(job_id, context).done for job_id in dict.fromkeys(job_ids)):
-                return False
-        results = self.hand_over(context, [self._seen[job_id] for job_id in job_ids])
-        return PokeReturnValue(is_done=True, xcom_value=results)
-
-    @cached_property
-    def _seen(self) -> dict[str, Job]:
-        return {}
-
-    @cached_property
-    def _first_poke(self) -> float:
-        return time.time()
-
-    def _look(self, job_id: str, context: Context) -> Job:
-        """Look at a job unless it is known to have ended."""
-        job = self._seen.get(job_id)
-        if job is None or not job.done:
-            job = self._seen[job_id] = self._look_at(job_id, self._poking_hook(context), context)
-        return job
-
-    def _look_at(self, job_id: str, hook: ServiceHook, context: Context) -> Job:
-        service = hook.client.service
-        try:
-            return hook.get_job(job_id)
-        except JobNotFound:
-            lost = self._waited(context) >= service.not_found_grace(hook.settings)
-            return service.lost(job_id) if lost else service.unseen(job_id, "not found")
-        except RequestRefused as error:
-            return service.withheld(job_id, error)
-        except Unavailable as error:
-            self.log.warning(
-                "%s. The job goes on; it is looked at again in %.0f s.", error, self.poke_interval
-            )
-            return service.unseen(job_id, NOT_SEEN)
-
-    def _poking_hook(self, context: Context) -> ServiceHook:
-        if "_hook" not in self.__dict__:
-            self.__dict__["_hook"] = self.hook_with_link(context)
-        hook: ServiceHook = self.__dict__["_hook"]
-        return hook
-
-    def _waited(self, context: Context) -> float:
         first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
-        return time.time() - (first.timestamp() if first else self._first_poke)
-
-    def _pending(self, context: Context) -> DeadlinePassed:
-        job_ids = dict.fromkeys(self.job_ids_to_wait_for(context))
-        with airflow_errors():
-            looked = [self._seen.get(job_id) or self._look(job_id, context) for job_id in job_ids]
-        return DeadlinePassed({job.job_id: job.status for job in looked if not job.done}, total=len(job_ids))
+        since = first.timestamp() if first else time.time()
+        self._until = since + self.timeout
+        with self.waiting_for(job_ids, context):
+            hook = self._connected(context)
+            self._looked = asyncio.run(
+                look_newest_first(
+                    job_ids,
+                    hook.settings,
+                    since=since,
+                    until=self._until,
+                    poke_interval=self.poke_interval,
+                    logger=hook.log,
+                )
+            )
+        if self._looked.pending:
+            return False
+        jobs = [self._looked.ended[job_id] for job_id in job_ids]
+        return PokeReturnValue(is_done=True, xcom_value=self.hand_over(context, jobs))
 
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return one result for one id, a list for a list; or fail naming every job that failed."""
@@ -193,15 +195,16 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
 
     @property
     def _several(self) -> bool:
-        return not isinstance(_given(self.job_id), str)
+        return not isinstance(rendered(self.job_id), str)
 
     def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs, checked."""
-        given = _given(self.job_id)
-        job_ids = [given] if isinstance(given, str) else given
-        if not isinstance(job_ids, Sequence) or not all(isinstance(it, str) and it.strip() for it in job_ids):
+        given = rendered(self.job_id)
+        # A list from a mapped upstream task asks Airflow for each item each time.
+        job_ids = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
+        if not all(isinstance(job_id, str) and job_id.strip() for job_id in job_ids):
             raise AirflowFailException(
-                f"job_id must be a job id or a list of them, not {_shape(self.job_id)}. "
+                f"job_id must be a job id or a list of them, not {_shape(given)}. "
                 "Nothing is waited for. Check what the upstream task pushed."
             )
         if len(job_ids) > MAX_JOBS:
@@ -209,24 +212,19 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
                 f"{len(job_ids)} jobs are more than the {MAX_JOBS} one sensor waits for. "
                 "Use AsyncChatBulkOperator, or expand the sensor over smaller lists."
             )
-        return list(job_ids)
+        return job_ids
 
-    def deadline_passed(self, error: DeadlinePassed) -> AirflowSensorTimeout:
+    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowSensorTimeout:
         """Return Airflow's own sensor timeout, which it does not retry."""
-        return AirflowSensorTimeout(str(error))
+        return AirflowSensorTimeout(f"{error} {self.what_a_clear_pays(context)}")
 
-    def jobs_failed(self, error: JobsFailed) -> AirflowFailException:
+    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowFailException:
         """Return an exception that Airflow does not retry: a failed job stays failed."""
         return AirflowFailException(str(error))
 
-
-def _given(job_id: Any) -> Any:
-    """Return what was given; a template renders a list as the text of one."""
-    if isinstance(job_id, str) and job_id.lstrip().startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError):
-                return read(job_id)
-    return job_id
+    def what_a_clear_pays(self, context: Context) -> str:
+        """Waiting is free."""
+        return "Clearing the task waits for the same jobs again, and pays nothing."
 
 
 def _shape(value: Any) -> str:

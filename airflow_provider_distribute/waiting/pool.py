@@ -113,7 +113,8 @@ class _Waiter:
     once: bool
     unseen: int
     watched: int = 0
-    stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    stirred: bool = False
+    resting: asyncio.Future[None] | None = None
     succeeded: int = 0
     failed: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -135,9 +136,9 @@ class _Waiter:
         if enough:
             self.watched -= 1
             if self.watched == MOST_WATCHED - SLICE:
-                self.stirred.set()
+                self.stir()
         if self.satisfied:
-            self.stirred.set()
+            self.stir()
         return enough
 
     def _took(self, job: Job) -> bool:
@@ -157,11 +158,20 @@ class _Waiter:
 
     def tell(self, line: str) -> None:
         self.news.append(line)
-        self.stirred.set()
+        self.stir()
 
     def broken(self, error: BaseException) -> None:
         self.error = error
-        self.stirred.set()
+        self.stir()
+
+    def stir(self) -> None:
+        """Say that something has happened."""
+        self.stirred = True
+        self.wake()
+
+    def wake(self) -> None:
+        if self.resting is not None and not self.resting.done():
+            self.resting.set_result(None)
 
 
 class Pool:
@@ -229,7 +239,7 @@ class Pool:
         """
         pending = dict.fromkeys(job_ids, NOT_SEEN)
         waiter = _Waiter(pending, on_end, once, unseen=len(pending))
-        coming, total = iter(tuple(pending)), len(pending)
+        coming, total, loop = iter(tuple(pending)), len(pending), asyncio.get_running_loop()
         self._everybody.add(waiter)
         try:
             while not waiter.satisfied and waiter.error is None and (left := deadline - time.time()) > 0:
@@ -237,13 +247,17 @@ class Pool:
                     self._join(waiter, slice_, poke_interval, look_now=look_now or once)
                     await asyncio.sleep(0)
                     continue
-                # Not wait_for(): on Python 3.11 it keeps a second task for each waiter.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, progress_every)):
-                        await waiter.stirred.wait()
-                if not waiter.stirred.is_set() and left > progress_every:
+                if not waiter.stirred:
+                    # Not an Event and a timeout: for each of thousands of waiters they take a KiB more.
+                    waiter.resting = loop.create_future()
+                    timer = loop.call_later(min(left, progress_every), waiter.wake)
+                    try:
+                        await waiter.resting
+                    finally:
+                        timer.cancel()
+                if not waiter.stirred and left > progress_every:
                     logger.info("%d of %d jobs have ended.", total - len(pending), total)
-                waiter.stirred.clear()
+                waiter.stirred = False
                 for line in waiter.news:
                     logger.warning("%s", line)
                 waiter.news.clear()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_distribute import client as client_module
+from airflow_provider_distribute.operators.bulk import AsyncChatBulkOperator
 from tests.airflow.clock import Clock
 from tests.airflow.supervisor import Life
-from tests.airflow.wire import KEY, SERVICES, Wire, connection
+from tests.airflow.wire import KEY, MODELS, SERVICES, Wire, connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +66,12 @@ def log(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) ->
 
 
 class Metrics:
-    """Stands in for Airflow's ``Stats`` and adds up."""
+    """
+    Stands in for Airflow's ``Stats`` and adds up.
+
+    :ivar counts: By name, and by name and status where there is one.
+    :ivar tags: Every set of tags there was.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -73,16 +79,18 @@ class Metrics:
 
     def incr(self, stat: str, count: int = 1, *, tags: dict[str, str]) -> None:
         """Count, and remember which tags there were."""
-        self.counts[stat] += count
+        status = tags.get("status")
+        self.counts[f"{stat}.{status}" if status else stat] += count
         if tags not in self.tags:
             self.tags.append(tags)
 
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
-    """What Airflow's metrics were told by triggers."""
+    """What Airflow's metrics were told."""
     metrics = Metrics()
-    monkeypatch.setattr("airflow_provider_distribute.triggers.metrics.Stats", metrics)
+    for module in ("triggers.metrics", "operators.bulk_reports"):
+        monkeypatch.setattr(f"airflow_provider_distribute.{module}.Stats", metrics)
     return metrics
 
 
@@ -116,6 +124,26 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     for name in SERVICES:
         define(f"{name}_default")
     return define
+
+
+@pytest.fixture
+def bulk(life: Callable[..., Life], service: str, tmp_path: Path) -> Callable[..., Life]:
+    """Make a task instance that asks some questions."""
+
+    def made(
+        requests: Any = ("What is 1?", "What is 2?", "What is 3?"), *, map_index: int = -1, **fields: Any
+    ) -> Life:
+        given = {
+            "task_id": "questions",
+            "conn_id": f"{service}_default",
+            "model": MODELS[service],
+            "requests": list(requests) if isinstance(requests, tuple) else requests,
+            "result_path": tmp_path.as_uri(),
+            **fields,
+        }
+        return life(lambda: AsyncChatBulkOperator(**given), map_index=map_index)
+
+    return made
 
 
 @pytest.fixture

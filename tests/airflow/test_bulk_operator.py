@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
 from airflow_provider_distribute.operators.bulk import AsyncChatBulkOperator
 from airflow_provider_distribute.operators.lineage import lineage_of
-from tests.airflow.wire import MODELS
+from tests.airflow.wire import MODELS, Killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,28 +24,6 @@ if TYPE_CHECKING:
 
     from tests.airflow.supervisor import Life
     from tests.airflow.wire import Wire
-
-
-@pytest.fixture
-def bulk(life: Callable[..., Life], service: str, tmp_path: Path) -> Callable[..., Life]:
-    """Make a task instance that asks some questions."""
-
-    def made(requests: Any = ("What is 1?", "What is 2?", "What is 3?"), **fields: Any) -> Life:
-        given = {
-            "task_id": "questions",
-            "conn_id": f"{service}_default",
-            "model": MODELS[service],
-            "requests": list(requests) if isinstance(requests, tuple) else requests,
-            "result_path": tmp_path.as_uri(),
-            **fields,
-        }
-        return life(lambda: AsyncChatBulkOperator(**given))
-
-    return made
-
-
-def paid(wire: Wire) -> int:
-    return sum(wire.emulator.ledger.paid.values())
 
 
 def rows_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -69,13 +47,39 @@ class TestRuns:
         assert manifest["counts"]["succeeded"] == 3
         assert manifest["results"].startswith(tmp_path.as_uri())
         assert [row["index"] for row in rows_of(manifest)] == [0, 1, 2]
-        assert paid(wire) == 3
+        assert wire.paid == 3
 
     def test_a_downstream_task_may_name_a_field_of_the_manifest(self, bulk: Callable[..., Life]) -> None:
         """As ``operator.output["results"]``."""
         life = bulk()
         life.attempt()
         assert life.xcom("results") == life.result["results"]
+
+    def test_its_directory_is_known_while_it_waits(self, bulk: Callable[..., Life], tmp_path: Path) -> None:
+        """In an XCom: people and other tasks can look at its progress."""
+        life = bulk()
+        seen: list[str] = []
+        life.attempt(before_trigger=lambda: seen.append(life.xcom("run")))
+        assert seen == [life.result["run"]] == [next(tmp_path.iterdir()).as_uri()]
+
+    def test_results_may_be_a_table(self, bulk: Callable[..., Life]) -> None:
+        """Parquet, by the author's choice."""
+        parquet = pytest.importorskip("pyarrow.parquet")
+        life = bulk(results_format="parquet")
+        life.attempt()
+        rows = parquet.read_table(life.result["results"].removeprefix("file://")).to_pylist()
+        assert life.result["results"].endswith("/results.parquet")
+        assert [row["status"] for row in rows] == ["succeeded"] * 3
+
+    def test_results_may_be_those_of_a_batch(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """For readers of OpenAI's."""
+        wire.fault("error", count=1)
+        life = bulk(results_format="openai_batch", failure_tolerance=1.0)
+        life.attempt()
+        lines = rows_of(life.result)
+        assert [line["custom_id"] for line in lines] == ["row-0", "row-1", "row-2"]
+        assert [line["response"] is None for line in lines].count(True) == 1
+        assert [line["error"] is None for line in lines].count(False) == 1
 
     def test_a_file_of_requests(self, bulk: Callable[..., Life], tmp_path: Path) -> None:
         """By its URI; custom ids come back."""
@@ -143,6 +147,28 @@ class TestRuns:
         assert mapped.partial_kwargs["split"] == 3
         assert mapped.expand_input.value == {"shard": [0, 1, 2]}
 
+    def test_a_part_of_an_input_retries_for_itself(
+        self, bulk: Callable[..., Life], wire: Wire, tmp_path: Path
+    ) -> None:
+        """Its rows keep their places in the whole input, and its run directory is its own."""
+        questions = tmp_path / "in.jsonl"
+        questions.write_text("\n".join(json.dumps(f"What is {number}?") for number in range(5)))
+        parts = [
+            bulk(
+                questions.as_uri(),
+                split=2,
+                shard=shard,
+                map_index=shard,
+                result_path=(tmp_path / "runs").as_uri(),
+            )
+            for shard in range(2)
+        ]
+        wire.fault("error", count=1)
+        assert [part.attempt().state for part in parts] == ["up_for_retry", "success"]
+        assert parts[0].attempt().state == "success"
+        assert [[row["index"] for row in rows_of(part.result)] for part in parts] == [[0, 2, 4], [1, 3]]
+        assert (wire.paid, len(list((tmp_path / "runs").iterdir()))) == (6, 2)
+
 
 class Word(pydantic.BaseModel):
     """What answers must be."""
@@ -162,7 +188,7 @@ class TestRetries:
         assert not isinstance(attempt.error, AirflowFailException)
         assert "1 of 3 rows did not succeed (1 failed)" in attempt.message
         assert life.attempt().state == "success"
-        assert (paid(wire), life.result["counts"]["succeeded"], life.result["attempt"]) == (4, 3, 2)
+        assert (wire.paid, life.result["counts"]["succeeded"], life.result["attempt"]) == (4, 3, 2)
 
     def test_some_bad_rows_may_be_tolerated(self, bulk: Callable[..., Life], wire: Wire) -> None:
         """As large a share as the author allows."""
@@ -172,19 +198,18 @@ class TestRetries:
         assert life.result["counts"]["failed"] == 1
 
     def test_a_worker_that_dies_before_it_defers_pays_nothing_twice(
-        self, bulk: Callable[..., Life], wire: Wire, monkeypatch: pytest.MonkeyPatch
+        self, bulk: Callable[..., Life], wire: Wire
     ) -> None:
         """The next attempt waits for what is running."""
 
-        def die(*_: object) -> None:
-            raise RuntimeError("gone")
+        def die() -> None:
+            raise Killed
 
         life = bulk()
-        with monkeypatch.context() as patched:
-            patched.setattr(AsyncChatBulkOperator, "_defer_until", die)
-            assert "gone" in life.attempt().message
+        with pytest.raises(Killed):
+            life.attempt(before_trigger=die)
         assert life.attempt().state == "success"
-        assert (paid(wire), life.result["duplicates_possible"]) == (3, 0)
+        assert (wire.paid, life.result["duplicates_possible"]) == (3, 0)
 
     @pytest.mark.parametrize(("on_deadline", "state"), [("fail", "up_for_retry"), ("land", "success")])
     def test_the_deadline_lands_what_there_is(
@@ -209,11 +234,18 @@ class TestRetries:
         assert (attempt.state, counts["succeeded"], counts["expired"]) == ("success", 2, 1)
         assert len(wire.looks) == 3
 
-    def test_a_rejected_key_does_not_hinder_landing(self, bulk: Callable[..., Life], wire: Wire) -> None:
-        """What came back before it was changed is there; a retry asks for the rest."""
+    def test_a_rejected_key_at_the_last_look_leaves_the_jobs_to_a_clear(
+        self, bulk: Callable[..., Life], wire: Wire
+    ) -> None:
+        """They do not count as expired: they would be paid for again, although they may have ended well."""
         wire.fault("401", operation="look")
-        attempt = bulk().attempt(instead_of_trigger={"error": "Trigger timeout"})
-        assert "3 of 3 rows did not succeed (3 expired). Everything there is was landed" in attempt.message
+        life = bulk()
+        attempt = life.attempt(instead_of_trigger={"error": "Trigger timeout"})
+        assert isinstance(attempt.error, AirflowFailException)
+        assert "401" in attempt.message
+        wire.no_faults()
+        assert life.attempt().state == "success"
+        assert wire.paid == 3
 
     def test_an_answer_that_does_not_fit_is_repaired(self, bulk: Callable[..., Life], wire: Wire) -> None:
         """Within the attempt, by asking again with the reason."""
@@ -221,7 +253,7 @@ class TestRetries:
         wire.fault("text", value='{"word": "yes"}')
         life = bulk(output_type=Word, repair_attempts=2)
         attempt = life.attempt()
-        assert (attempt.state, paid(wire)) == ("success", 5)
+        assert (attempt.state, wire.paid) == ("success", 5)
         assert [row["output"] for row in rows_of(life.result)] == [{"word": "yes"}] * 3
 
     def test_repairs_end(self, bulk: Callable[..., Life], wire: Wire) -> None:
@@ -230,85 +262,7 @@ class TestRetries:
         life = bulk(output_type=Word, repair_attempts=1, failure_tolerance=1.0)
         assert life.attempt().state == "success"
         assert {row["status"] for row in rows_of(life.result)} == {"invalid"}
-        assert (paid(wire), rows_of(life.result)[0]["raw_output"]) == (6, "no JSON")
-
-
-class TestMoney:
-    """What stops the sending, and what is said then."""
-
-    def test_the_cost_limit_lands_what_was_paid(self, bulk: Callable[..., Life], wire: Wire) -> None:
-        """Then the task fails for good and says how to go on."""
-        estimate = bulk(dry_run=True)
-        estimate.attempt()
-        attempt = bulk(max_cost=estimate.result["cost"] * 0.7).attempt()
-        assert isinstance(attempt.error, AirflowFailException)
-        assert "1 not_submitted" in attempt.message
-        assert paid(wire) == 2
-
-    def test_a_rejected_key_fails_at_once(self, bulk: Callable[..., Life], wire: Wire) -> None:
-        """A retry would not help."""
-        wire.fault("402", operation="submit")
-        attempt = bulk().attempt()
-        assert isinstance(attempt.error, AirflowFailException)
-        assert "402" in attempt.message
-
-    @pytest.mark.parametrize("policy", ["fail", "leave", "resubmit"])
-    def test_an_unanswered_request(self, bulk: Callable[..., Life], wire: Wire, policy: str) -> None:
-        """The author decides about it; what may be paid twice is counted."""
-        wire.fault("500", operation="submit", count=1)
-        life = bulk(on_unknown=policy, failure_tolerance=0.5)
-        attempt = life.attempt()
-        if policy == "fail":
-            assert isinstance(attempt.error, AirflowFailException)
-            assert "on_unknown='resubmit'" in attempt.message
-        else:
-            assert attempt.state == "success"
-            assert life.result["counts"]["unknown"] == (1 if policy == "leave" else 0)
-            assert life.result["duplicates_possible"] == (0 if policy == "leave" else 1)
-
-    def test_an_attempt_after_a_crash_says_what_is_unknown(
-        self, bulk: Callable[..., Life], wire: Wire, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Before it sends anything again."""
-        wire.fault("500", operation="submit", count=1)
-        life = bulk(on_unknown="leave", failure_tolerance=1.0)
-        life.attempt()
-        life.attempt()
-        assert life.result["unknown"]["rows"] == 1
-
-    def test_a_deadline_while_sending(
-        self, bulk: Callable[..., Life], connections: Any, service: str
-    ) -> None:
-        """What could not be sent in time is landed as such."""
-        connections(f"{service}_default", extra={"requests_per_second": 0.01})
-        attempt = bulk(deadline=50).attempt()
-        assert "not_submitted" in attempt.message
-
-    def test_a_worker_that_is_told_to_stop(
-        self, bulk: Callable[..., Life], wire: Wire, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It stops sending, says what goes on, and the next attempt sends the rest."""
-        operators: list[AsyncChatBulkOperator] = []
-        execute = AsyncChatBulkOperator.execute
-        answer = wire.answer
-
-        def noted(self: AsyncChatBulkOperator, context: Any) -> Any:
-            operators.append(self)
-            self.on_kill()
-            return execute(self, context)
-
-        def killing(request: Any) -> Any:
-            operators[-1].on_kill()
-            return answer(request)
-
-        life = bulk()
-        with monkeypatch.context() as patched:
-            patched.setattr(AsyncChatBulkOperator, "execute", noted)
-            patched.setattr(wire, "answer", killing)
-            attempt = life.attempt()
-        assert "told to stop" in attempt.message
-        assert life.attempt().state == "success"
-        assert paid(wire) == 3
+        assert (wire.paid, rows_of(life.result)[0]["raw_output"]) == (6, "no JSON")
 
 
 class TestRefusals:
@@ -324,6 +278,9 @@ class TestRefusals:
             {"max_cost": 0},
             {"results_format": "xml"},
             {"result_path": None},
+            {"result_path": None, "dry_run": True},
+            {"deadline": float("inf")},
+            {"poke_interval": float("inf")},
             {"result_path": "results"},
             {"requests": []},
             {"requests": "missing.jsonl"},

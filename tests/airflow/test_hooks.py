@@ -112,9 +112,24 @@ def test_all_problems_come_at_once(connections: Callable[..., None]) -> None:
     with pytest.raises(ConnectionInvalid) as caught:
         _ = DistributeHook().settings
     problems = " ".join(caught.value.problems)
-    for name in ("API key is missing", "base_url", "timeout", "max_connections", "auth_prefx", "auth_prefix"):
+    for name in (
+        "password: the API key is missing",
+        "host: ",
+        "timeout",
+        "max_connections",
+        "auth_prefx",
+        "auth_prefix",
+    ):
         assert name in problems
     assert "'distribute_default'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["conn_id", "api_key", "base_url", "host", "service"])
+def test_what_is_no_extra_is_refused_in_the_extra(connections: Callable[..., None], name: str) -> None:
+    """The host and the key have fields of their own, whatever they are called inside."""
+    connections("distribute_default", extra={name: "http://elsewhere.example"})
+    with pytest.raises(ConnectionInvalid, match=f"extra.{name}: unknown field; extra takes airflow_metadata"):
+        _ = DistributeHook().settings
 
 
 def test_key_is_in_no_message(connections: Callable[..., None]) -> None:

@@ -347,7 +347,7 @@ def test_killed_task_says_what_goes_on(life: Live, wire: Wire, log: Log) -> None
     """Neither service can cancel, so the log lists what this process submitted."""
     wire.listener = lambda request: len(wire.submissions) != 3 or running_task().on_kill()
     assert life(submit(requests=["a", "b", "c"])).attempt().state == "success"
-    assert f"cannot be cancelled: they go on and are billed: {', '.join(wire.job_ids[:2])}." in log.text
+    assert f"those that have not ended go on and are billed: {', '.join(wire.job_ids[:2])}." in log.text
 
 
 def test_killed_task_that_submitted_nothing_says_nothing(life: Live, wire: Wire, log: Log) -> None:

@@ -13,6 +13,7 @@ import redis
 
 from demo.deployment import COMPONENTS
 from demo.processes import Process, free_port, wait_until
+from tests.integration.emulator import EmulatorProcess
 from tests.integration.harness import AirflowUnderTest
 from tests.integration.postgres import postgres
 
@@ -83,6 +84,13 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterat
             components={**COMPONENTS, **WORKERS, **TRIGGERERS},
         ) as deployment:
             yield deployment
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[EmulatorProcess]:
+    """Return an emulator of both services that has seen nothing yet."""
+    with EmulatorProcess(tmp_path / "emulator.log") as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

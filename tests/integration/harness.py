@@ -130,6 +130,10 @@ class AirflowUnderTest(Deployment):
         mapped = f"/{map_index}" if map_index >= 0 else ""
         self.request("PATCH", path + mapped, json={"new_state": state})
 
+    def mark_run(self, run: Run, state: str) -> None:
+        """Set the state of a run by hand; tasks that have not ended are ended with it."""
+        self.request("PATCH", f"/dags/{run.dag_id}/dagRuns/{run.run_id}", json={"state": state})
+
     def links(self, run: Run, task_id: str) -> dict[str, str | None]:
         """Return what the task's extra links lead to, by their names."""
         path = f"/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances/{task_id}/links"

@@ -631,7 +631,7 @@ class TestRealServer:
     def test_an_unreachable_host_is_named_with_the_reason(self, drive_real: DriveReal) -> None:
         """Who is on call sees where it was to go and what the system said."""
         caller = drive_real("http://127.0.0.1:9")
-        with pytest.raises(NotAccepted, match="reached: http://127.0.0.1:9: Connect.* (refused|failed)"):
+        with pytest.raises(NotAccepted, match=r"reached: http://127\.0\.0\.1:9: Connect.* (refused|failed)"):
             caller.submit(REQUEST, deadline=0)
 
     def test_a_full_backlog_is_sent_again(self, drive_real: DriveReal) -> None:

@@ -224,34 +224,6 @@ class TestResults:
         world.attempt(prompts(7), shard=Shard(1, 3))
         assert [(row["index"], row["custom_id"]) for row in world.results()] == [(1, "row-1"), (4, "row-4")]
 
-    def test_openai_batch_lines(self, world: World) -> None:
-        """Readers of OpenAI's batch output find what they look for."""
-        world.service.answer = lambda prompt: "ERROR" if prompt == "Question 1" else "Yes"
-        world.attempt(prompts(2))
-        run, _ = world.take_up(prompts(2))
-        world.land(run, format_="openai_batch")
-        good, bad = world.results()
-        assert good["response"]["body"]["choices"][0]["message"]["content"] == "Yes"
-        assert (good["custom_id"], good["error"]) == ("row-0", None)
-        assert (bad["response"], bad["error"]["code"]) == (None, "failed")
-
-    def test_parquet(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The same rows, with JSON text where the shape is free."""
-        from pyarrow import parquet  # type: ignore[import-untyped]
-
-        monkeypatch.setattr("airflow_provider_distribute.bulk.formats._PARQUET_ROWS", 2)
-        world.service.answer = lambda prompt: '{"word": "yes"}' if prompt != "Question 1" else "ERROR"
-        for count in (4, 3):
-            world.path = world.path.with_name(f"parquet-{count}")
-            plan: dict[str, Any] = {"output_type": output_type_from(Word)}
-            world.attempt(prompts(count), **plan)
-            run, _ = world.take_up(prompts(count), **plan)
-            world.land(run, format_="parquet")
-            rows = parquet.read_table(world.path / "results.parquet").to_pylist()
-            assert [row["status"] for row in rows[:2]] == ["succeeded", "failed"]
-            assert json.loads(rows[0]["output"]) == {"word": "yes"}
-            assert len(rows) == count
-
     def test_repairs_ask_with_the_reason(self, world: World) -> None:
         """The wrong answer and what is wrong with it go into the conversation."""
         world.service.answer = lambda prompt: "wrong"

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a bulk run tells on its way: people through the task's log, monitoring through Airflow's metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow_provider_distribute.bulk.landing import Landing
+    from airflow_provider_distribute.bulk.run import Run
+    from airflow_provider_distribute.bulk.submission import Submitted
+    from airflow_provider_distribute.waiting.pool import Logger
+
+__all__ = ["begun", "landed", "left_behind", "sent"]
+
+
+def begun(log: Logger, run: Run, cost: float | None) -> None:
+    """Tell what an attempt finds, and what it is going to send."""
+    state = run.state
+    log.info(
+        "Run %s, attempt %d: %d rows, %d to send, %d accepted before. Estimate for all rows: %s.",
+        run.directory.uri,
+        state.opened.attempt if state.opened else 0,
+        state.count,
+        len(state.open),
+        len(state.tickets),
+        "no price known" if cost is None else f"about ${cost:.4f}",
+    )
+    if state.doubt:
+        log.warning(
+            "%d requests were sent by an earlier attempt and not recorded; whether they run and are billed "
+            "is unknown. on_unknown=%r.",
+            len(state.doubt),
+            run.plan.on_unknown,
+        )
+
+
+def sent(log: Logger, run: Run, submitted: Submitted) -> None:
+    """Tell, and count, how the sending went."""
+    log.info(
+        "%d requests accepted, %d refused, %d times no answer; %d rows not sent.",
+        submitted.accepted,
+        submitted.refused,
+        submitted.unknown,
+        len(run.state.open),
+    )
+    if submitted.stopped is not None:
+        log.warning("%s", submitted.stopped)
+    for name in ("accepted", "refused", "unknown", "throttled"):
+        _count(run, name, getattr(submitted, name))
+
+
+def landed(
+    log: Logger, run: Run, landing: Landing, manifest: Mapping[str, Any], before: Mapping[str, Any]
+) -> None:
+    """
+    Tell how the rows ended; count what has changed since they were landed before.
+
+    :param before: The manifest of that landing, or nothing.
+    """
+    counts = {status: count for status, count in landing.counts.items() if count}
+    log.info("Landed at %s: %s.", manifest["results"], _list(counts))
+    if landing.going_on:
+        log.warning(
+            "%d jobs were not seen ended; they cannot be cancelled, go on and are billed: %s.",
+            len(landing.going_on),
+            _some(manifest["going_on"]["job_ids"], len(landing.going_on)),
+        )
+    if landing.unknown:
+        log.warning(
+            "%d rows are unknown: their requests may have been accepted, and then they ran and were billed: "
+            "%s.",
+            len(landing.unknown),
+            _some(manifest["unknown"]["custom_ids"], len(landing.unknown)),
+        )
+    same_input = before.get("fingerprint") == manifest["fingerprint"]
+    for status, count in counts.items():
+        was = before["counts"].get(status, 0) if same_input else 0
+        _count(run, "landed", count - was, status=status)
+    for kind, count in manifest["tokens"].items():
+        _count(run, f"{kind}_tokens", count - before.get("tokens", {}).get(kind, 0))
+    _count(run, "cost_microdollars", round(1e6 * ((manifest["cost"] or 0) - (before.get("cost") or 0))))
+
+
+def left_behind(log: Logger, stopped: Mapping[str, Any]) -> None:
+    """
+    Tell what goes on although an attempt ended before it could land.
+
+    :param stopped: That field of the manifest.
+    """
+    accepted, unknown = stopped["accepted"], stopped["unknown"]
+    log.warning(
+        "The attempt ends here: %s %d jobs were accepted since anything was landed; they cannot be "
+        "cancelled: those that have not ended go on, and all are billed%s. %d rows are unknown: their "
+        "requests may have been accepted%s. %d rows were not sent. The next attempt waits for the jobs and "
+        "sends only what is missing.",
+        stopped["why"],
+        accepted["jobs"],
+        _colon(_some(accepted["job_ids"], accepted["jobs"])),
+        unknown["rows"],
+        _colon(_some([f"index {index}" for index in unknown["indexes"]], unknown["rows"])),
+        stopped["not_sent"],
+    )
+
+
+def _count(run: Run, name: str, count: int, **tags: str) -> None:
+    if count > 0:
+        Stats.incr(f"distribute.bulk.{name}", count, tags={"service": run.plan.settings.service, **tags})
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    return ", ".join(names) + (" …" if count > len(names) else "")
+
+
+def _colon(names: str) -> str:
+    return f": {names}" if names else ""

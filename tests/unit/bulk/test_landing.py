@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is landed, what it cost, what goes on, and what the manifest says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pydantic
+import pytest
+
+from airflow_provider_distribute.bulk.costs import Costs, Tokens, spent
+from airflow_provider_distribute.bulk.formats import format_from
+from airflow_provider_distribute.bulk.landing import land
+from airflow_provider_distribute.bulk.manifest import manifest_of_stopped, read_manifest, write_manifest
+from airflow_provider_distribute.bulk.output_types import output_type_from
+from airflow_provider_distribute.bulk.submission import Submission
+from airflow_provider_distribute.exceptions import BudgetSpent, WorkerStopped
+from airflow_provider_distribute.ledger.lines import checked
+from airflow_provider_distribute.ledger.requests import RequestWriter
+from airflow_provider_distribute.ledger.rows import RowWriter, read_rows
+from tests.unit.bulk.world import FAR, World, prompts, statuses
+
+if TYPE_CHECKING:
+    from airflow_provider_distribute.bulk.landing import Landing
+    from airflow_provider_distribute.bulk.run import Run
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+class Word(pydantic.BaseModel):
+    """What answers must be."""
+
+    word: str
+
+
+TYPED: dict[str, Any] = {"output_type": output_type_from(Word)}
+GOOD = '{"word": "yes"}'
+UNANSWERED = httpx.Response(500, json={"message": "down"})
+#: What one job of the world's service counts.
+PROMPT, COMPLETION = 10, 20
+
+
+def soon() -> float:
+    return time.time() + 1
+
+
+def paid_for(manifest: dict[str, Any]) -> float:
+    """Return for how many jobs a manifest has tokens."""
+    assert manifest["tokens"]["prompt"] / PROMPT == manifest["tokens"]["completion"] / COMPLETION
+    return float(manifest["tokens"]["prompt"] / PROMPT)
+
+
+def repairs_of(run: Run, name: str) -> Landing:
+    """Land, and write what is asked to repair the invalid rows."""
+    run.state = run.journal.read()
+    return land(run, format_from("jsonl"), repair=RequestWriter(run.directory, f"repairs/{name}"))
+
+
+def repair(world: World, run: Run, name: str) -> Any:
+    """Do one round of repairs; return how the sending went."""
+
+    async def sent() -> Any:
+        async with world.client() as client:
+            return await Submission.of(run, client, budget, deadline=FAR, folder=f"repairs/{name}").run()
+
+    landing = repairs_of(run, name)
+    run.ask_again(set(landing.repairs))
+    budget = run.budget(landing.repairs)
+    return asyncio.run(sent())
+
+
+class TestCost:
+    """Whatever was paid is in the manifest."""
+
+    def test_an_answer_that_was_asked_again_is_still_paid(self, world: World) -> None:
+        """Its tokens and its cost stay, although another answer counts."""
+        world.service.answer = lambda prompt: "no JSON" if prompt == "Question 1" else GOOD
+        first = world.attempt(prompts(3), **TYPED)
+        world.service.answer = lambda prompt: GOOD
+        second = world.attempt(prompts(3), **TYPED)
+        assert (paid_for(first), paid_for(second), world.service.paid) == (3, 4, 4)
+        assert second["cost"] == pytest.approx(first["cost"] * 4 / 3, abs=1e-6)
+
+    def test_jobs_of_an_input_that_was_replaced_are_still_paid(self, world: World) -> None:
+        """They are in the run's directory, and on the bill."""
+        world.attempt(prompts(5))
+        assert paid_for(world.attempt(["Something else"], on_input_change="restart")) == 6
+
+    def test_what_two_triggerers_saw_is_paid_once(self, world: World) -> None:
+        """Both wrote it down."""
+        world.attempt(prompts(2))
+        lines = [text for _, text in read_rows(world.directory())]
+        world.service.answer = lambda prompt: None
+        RowWriter(world.directory(), writer="other").write([checked(line) for line in lines])
+        assert paid_for(world.attempt(prompts(2))) == 2
+
+    def test_an_older_answer_that_two_triggerers_saw_is_paid_once(self, world: World) -> None:
+        """Also when it does not count any more."""
+        world.service.answer = lambda prompt: "no JSON"
+        world.attempt(prompts(1), **TYPED)
+        lines = [text for _, text in read_rows(world.directory())]
+        RowWriter(world.directory(), writer="other").write([checked(line) for line in lines])
+        world.service.answer = lambda prompt: GOOD
+        assert paid_for(world.attempt(prompts(1), **TYPED)) == 2
+
+    def test_a_model_without_a_price_costs_what_the_asked_one_does(self, world: World) -> None:
+        """Services may call it otherwise; of an older answer, too."""
+        look = world.service._result
+
+        def renamed(job_id: str) -> httpx.Response:
+            return httpx.Response(200, json={**look(job_id).json(), "model": "unheard of"})
+
+        world.service._result = renamed  # type: ignore[method-assign]
+        world.fields.update(model="asked", prices='{"asked": [1, 1]}')
+        world.service.answer = lambda prompt: "no JSON"
+        world.attempt(prompts(1), **TYPED)
+        world.service.answer = lambda prompt: GOOD
+        manifest = world.attempt(prompts(1), **TYPED)
+        assert manifest["cost"] == pytest.approx(2 * (PROMPT + COMPLETION) / 1e6)
+
+    def test_a_job_without_a_count_costs_nothing_that_is_known(self, world: World) -> None:
+        """The row is there all the same."""
+        world.service.answer = lambda prompt: "ERROR"
+        manifest = world.attempt(prompts(1))
+        assert (manifest["cost"], paid_for(manifest), manifest["counts"]["failed"]) == (None, 0, 1)
+
+
+class TestBudget:
+    """Every sending counts against the limit, whichever attempt or round it was in."""
+
+    def test_nothing_is_spent_before_anything_is_sent(self, world: World) -> None:
+        """The requests are not even read."""
+        run, _ = world.take_up(prompts(3))
+        assert spent(iter([]), run.state, Costs(world.settings)) == 0.0
+
+    def test_each_sending_counts_with_its_estimate(self, world: World) -> None:
+        """Those of an earlier attempt as well."""
+        world.service.answer = lambda prompt: "ERROR"
+        world.attempt(prompts(3))
+        run, staged = world.take_up(prompts(3))
+        asyncio.run(world.submit(run, staged))
+        run.state = run.journal.read()
+        assert spent(run.lines(), run.state, Costs(world.settings)) == pytest.approx(2 * staged.cost)
+
+    def test_a_repair_counts_with_the_answer_that_it_reads_again(self, world: World) -> None:
+        """The same in the round that sends it and in every later one."""
+        world.service.answer = lambda prompt: "no JSON"
+        world.attempt(prompts(1), **TYPED)
+        run, staged = world.take_up(prompts(1), **TYPED)
+        asyncio.run(world.submit(run, staged))
+        asyncio.run(world.collect())
+        before = spent(run.lines(), run.journal.read(), Costs(world.settings))
+        estimate = repairs_of(run, "estimate").repairs[0]
+        repair(world, run, "first")
+        after = spent(run.lines(), run.journal.read(), Costs(world.settings))
+        assert estimate > staged.costs[0]
+        assert after - before == pytest.approx(estimate)
+
+    def test_no_number_of_repairs_passes_the_limit(self, world: World) -> None:
+        """Round after round asks again, until the next request might pass it."""
+        world.service.answer = lambda prompt: "no JSON"
+        _, staged = world.take_up(prompts(3), **TYPED)
+        limit = 6 * staged.costs[0]
+        run, staged = world.take_up(prompts(3), max_cost=limit, **TYPED)
+        asyncio.run(world.submit(run, staged))
+        stopped = None
+        for number in range(9):
+            asyncio.run(world.collect())
+            stopped = repair(world, run, f"round-{number}").stopped
+            run.state = run.journal.read()
+            assert spent(run.lines(), run.state, Costs(world.settings)) <= limit
+            if stopped:
+                break
+        assert isinstance(stopped, BudgetSpent)
+        assert 3 < world.service.paid < 6
+
+    def test_a_repair_reads_the_longest_answer_there_may_be(self) -> None:
+        """And what is wrong with it."""
+        assert Tokens(100, 50).repair.prompt >= 150
+        assert Tokens(100, 50).repair.completion == 50
+
+
+class TestGoingOn:
+    """Which jobs run on without anybody waiting."""
+
+    def test_an_old_job_of_a_row_that_was_asked_again_goes_on(self, world: World) -> None:
+        """Nobody looks at it any more, and it is billed."""
+        world.service.answer = lambda prompt: None if prompt == "Question 1" else "Yes"
+        first = world.attempt(prompts(2), deadline=soon())
+        world.service.answer = lambda prompt: "Yes"
+        second = world.attempt(prompts(2))
+        assert first["going_on"] == {"jobs": 1, "job_ids": ["Question 1#0"]}
+        assert second["going_on"] == {"jobs": 1, "job_ids": ["Question 1#0"]}
+        assert second["counts"]["succeeded"] == 2
+
+    def test_one_job_for_identical_requests_is_one_job(self, world: World) -> None:
+        """However many rows it leaves expired."""
+        world.service.answer = lambda prompt: None
+        manifest = world.attempt(["Same"] * 3, dedupe=True, deadline=soon())
+        assert manifest["counts"]["expired"] == 3
+        assert manifest["going_on"] == {"jobs": 1, "job_ids": ["Same#0"]}
+
+    def test_of_an_input_that_was_replaced_only_what_has_not_ended(self, world: World) -> None:
+        """The others were seen."""
+        world.service.answer = lambda prompt: None if prompt == "Question 1" else "Yes"
+        world.attempt(prompts(3), deadline=soon())
+        manifest = world.attempt(["Something else"], on_input_change="restart")
+        assert manifest["going_on"] == {"jobs": 1, "job_ids": ["Question 1#0"]}
+
+
+class TestNewestAndOldest:
+    """Which of a row's jobs counts."""
+
+    def test_an_old_job_is_waited_for_when_nothing_can_be_sent(self, world: World) -> None:
+        """It is paid for."""
+        world.service.answer = lambda prompt: None
+        world.attempt(prompts(1), deadline=soon())
+        world.service.answer = lambda prompt: "Late, but paid"
+        manifest = world.attempt(prompts(1), max_cost=1e-12)
+        assert (manifest["counts"]["succeeded"], world.service.paid) == (1, 1)
+
+    def test_an_old_job_that_ended_well_beats_a_refusal(self, world: World) -> None:
+        """There is an answer, whatever the service says about the question now."""
+        world.service.answer = lambda prompt: None
+        world.attempt(prompts(1), deadline=soon())
+        world.service.submit = lambda prompt, time: httpx.Response(400, json={"message": "too odd"})
+        world.service.answer = lambda prompt: "Late, but paid"
+        assert world.attempt(prompts(1))["counts"]["succeeded"] == 1
+
+    def test_a_row_that_its_old_job_answered_is_not_paid_again(self, world: World) -> None:
+        """Although nobody knows what became of its newest request."""
+        world.service.answer = lambda prompt: None
+        world.attempt(prompts(1), deadline=soon())
+        world.service.submit = lambda prompt, time: UNANSWERED
+        world.service.answer = lambda prompt: "Late, but paid"
+        assert world.attempt(prompts(1), on_unknown="leave")["counts"]["succeeded"] == 1
+        sent = len(world.service.bodies)
+        world.service.submit = lambda prompt, time: None
+        assert world.attempt(prompts(1), on_unknown="resubmit")["counts"]["succeeded"] == 1
+        assert len(world.service.bodies) == sent
+
+
+class TestIdenticalRequests:
+    """They are sent once, whatever happens to that one."""
+
+    def test_one_that_failed_is_asked_again_once(self, world: World) -> None:
+        """For all rows."""
+        world.service.answer = lambda prompt: "ERROR"
+        assert world.attempt(["Same"] * 3, dedupe=True)["counts"]["failed"] == 3
+        world.service.answer = lambda prompt: "Yes"
+        assert world.attempt(["Same"] * 3, dedupe=True)["counts"]["succeeded"] == 3
+        assert world.service.paid == 2
+
+    def test_one_that_expired_is_asked_again_once(self, world: World) -> None:
+        """For all rows."""
+        world.service.answer = lambda prompt: None
+        world.attempt(["Same"] * 3, dedupe=True, deadline=soon())
+        world.service.answer = lambda prompt: "Yes"
+        assert world.attempt(["Same"] * 3, dedupe=True)["counts"]["succeeded"] == 3
+        assert world.service.paid == 2
+
+    def test_one_that_is_invalid_is_repaired_once(self, world: World) -> None:
+        """The better answer is everybody's."""
+        world.service.answer = lambda prompt: "no JSON"
+        run, staged = world.take_up(["Same"] * 3, dedupe=True, **TYPED)
+        asyncio.run(world.submit(run, staged))
+        asyncio.run(world.collect())
+        world.service.answer = lambda prompt: GOOD
+        repair(world, run, "x")
+        asyncio.run(world.collect())
+        assert world.land(run)["counts"]["succeeded"] == 3
+        assert world.service.paid == 2
+
+    def test_one_that_is_unknown_is_unknown_once(self, world: World) -> None:
+        """Each row is named; only one request is in doubt."""
+        world.service.submit = lambda prompt, time: UNANSWERED
+        manifest = world.attempt(["Same"] * 3, dedupe=True, on_unknown="leave")
+        run, _ = world.take_up(["Same"] * 3, dedupe=True, on_unknown="leave")
+        assert manifest["unknown"] == {"rows": 3, "custom_ids": ["row-0", "row-1", "row-2"]}
+        assert run.state.unknown == {0}
+
+
+class TestManifest:
+    """What a run says of itself."""
+
+    def test_it_says_who_was_asked_for_what(self, world: World) -> None:
+        """Every model, and the kind of output."""
+        world.service.answer = lambda prompt: GOOD
+        asked = ["a", {"prompt": "b", "model": "Llama-3.3 70B"}]
+        manifest = world.attempt(asked, **TYPED)
+        assert manifest["models"] == ["Llama-3.1 8B", "Llama-3.3 70B"]
+        assert (manifest["output_type"], manifest["stopped"]) == ("Word", None)
+
+    def test_text_is_a_kind_of_output(self, world: World) -> None:
+        """The usual one."""
+        assert world.attempt(prompts(1))["output_type"] == "text"
+
+    def test_no_more_than_a_hundred_ids_are_named(self, world: World) -> None:
+        """The rest is in the results."""
+        world.service.answer = lambda prompt: None
+        going_on = world.attempt(prompts(101), deadline=soon())["going_on"]
+        assert (going_on["jobs"], len(going_on["job_ids"])) == (101, 100)
+
+    def test_a_stopped_attempt_says_what_it_leaves(self, world: World) -> None:
+        """What was accepted, what is unknown, what was not sent."""
+        world.service.submit = lambda prompt, time: UNANSWERED if prompt == "Question 1" else None
+        run, staged = world.take_up(prompts(3), on_unknown="leave")
+        asyncio.run(world.submit(run, staged))
+        run.state = run.journal.read()
+        manifest = manifest_of_stopped(run, read_manifest(run), why="Told to.", now=5.0)
+        assert manifest["stopped"] == {
+            "why": "Told to.",
+            "at": "1970-01-01T00:00:05+00:00",
+            "accepted": {"jobs": 2, "job_ids": ["Question 0#0", "Question 2#0"]},
+            "unknown": {"rows": 1, "indexes": [1]},
+            "not_sent": 0,
+        }
+        assert (manifest["rows"], manifest["attempt"], "results" in manifest) == (3, 1, False)
+
+    def test_a_stopped_attempt_leaves_what_was_landed_before(self, world: World) -> None:
+        """The results are there as they were; only what was accepted since is new."""
+        world.service.answer = lambda prompt: "ERROR" if prompt == "Question 1" else "Yes"
+        landed = world.attempt(prompts(3))
+        run, staged = world.take_up(prompts(3))
+        asyncio.run(world.submit(run, staged))
+        run.state = run.journal.read()
+        write_manifest(run, manifest_of_stopped(run, read_manifest(run), why="Told to.", now=time.time()))
+        manifest = read_manifest(run)
+        assert (manifest["counts"], manifest["results"]) == (landed["counts"], landed["results"])
+        assert manifest["stopped"]["accepted"] == {"jobs": 1, "job_ids": ["Question 1#1"]}
+        assert manifest["attempt"] == 2
+
+    @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 99}', "{}"])
+    def test_a_manifest_that_cannot_be_read_is_none(self, world: World, text: str) -> None:
+        """Nothing depends on it but what people are told."""
+        run, _ = world.take_up(prompts(1))
+        (world.path / "manifest.json").write_text(text)
+        assert read_manifest(run) == {}
+
+
+class TestStopping:
+    """A landing that is told to stop."""
+
+    def test_it_leaves_the_old_results(self, world: World) -> None:
+        """A reader never sees a part."""
+        world.attempt(prompts(3))
+        before = world.results()
+        rows = iter(range(1))
+
+        def stop() -> None:
+            if next(rows, None) is None:
+                raise WorkerStopped("Told to.")
+
+        run, _ = world.take_up(prompts(3))
+        with pytest.raises(WorkerStopped):
+            land(run, format_from("jsonl"), before_row=stop)
+        assert world.results() == before
+        assert list(statuses(before)) == ["succeeded"] * 3
