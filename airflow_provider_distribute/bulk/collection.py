@@ -177,7 +177,7 @@ class Collection:
                 seen[head.row] = True
                 self.progress.saw(head)
         self.progress.ended_before = self.progress.total = self.progress.ended
-        for row, ticket in state.pending(landed=()):
+        for row, ticket in state.tickets.items():
             if not seen[row]:
                 others = self._rows_of.get(ticket, ())
                 self._rows_of[ticket] = row if others == () else (*_rows(others), row)

@@ -25,7 +25,7 @@ from airflow_provider_distribute.ledger.records import (
 from airflow_provider_distribute.ledger.spans import rows_in
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Iterable
 
     from airflow_provider_distribute.ledger.records import Record
 
@@ -106,19 +106,6 @@ class State:
         never = set(range(self.count)) - self.tickets.keys() - self.refusals.keys() - unknown
         asked = never | self.again | self.open
         return asked | unknown if doubtful else asked - unknown
-
-    def pending(self, landed: Container[str]) -> Iterator[tuple[int, str]]:
-        """
-        Yield the rows to wait for, each with its ticket.
-
-        A row that is asked again is waited for under its old ticket until there is a new one: that job is
-        paid for, and may end well.
-
-        :param landed: Tickets whose rows have all been seen ended.
-        """
-        for row, ticket in self.tickets.items():
-            if ticket not in landed:
-                yield row, ticket
 
     def after(self, record: Record) -> State:
         """Return the state with one more record taken into account; this object may change."""

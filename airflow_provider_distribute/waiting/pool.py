@@ -247,14 +247,14 @@ class Pool:
                     self._join(waiter, slice_, poke_interval, look_now=look_now or once)
                     await asyncio.sleep(0)
                     continue
-                if not waiter.stirred:
-                    # Not an Event and a timeout: for each of thousands of waiters they take a KiB more.
-                    waiter.resting = loop.create_future()
-                    timer = loop.call_later(min(left, progress_every), waiter.wake)
-                    try:
-                        await waiter.resting
-                    finally:
-                        timer.cancel()
+                # Not an Event and a timeout: for each of thousands of waiters they take a KiB more.
+                waiter.resting = loop.create_future()
+                rest = 0.0 if waiter.stirred else min(left, progress_every)
+                timer = loop.call_later(rest, waiter.wake)
+                try:
+                    await waiter.resting
+                finally:
+                    timer.cancel()
                 if not waiter.stirred and left > progress_every:
                     logger.info("%d of %d jobs have ended.", total - len(pending), total)
                 waiter.stirred = False

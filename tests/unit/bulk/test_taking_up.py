@@ -74,6 +74,16 @@ class TestOvertaking:
         assert newer.state.opened is not None
         assert newer.state.opened.attempt == 2
 
+    def test_an_attempt_for_another_input_may_open_the_run_meanwhile(self, timeless: World) -> None:
+        """The newer one may start over, and what it has kept of its own input is good for that."""
+        assert timeless.clock
+        older = World(timeless.path, store=timeless.store, clock=Clock())
+        timeless.clock.sleep(60)
+        asked = Meanwhile(prompts(6), lambda: older.take_up(prompts(5)))
+        newer, _ = timeless.take_up(asked, on_input_change="restart")
+        assert newer.state.opened is not None
+        assert (newer.state.opened.attempt, newer.state.count, newer.state.open) == (2, 6, set(range(6)))
+
     def test_a_newer_attempt_is_not_overtaken(self, timeless: World) -> None:
         """It is this one that was taken for dead."""
         clock = timeless.clock
