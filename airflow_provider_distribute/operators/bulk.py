@@ -59,7 +59,7 @@ from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import problems_in
 from airflow_provider_distribute.operators import bulk_reports as reports
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, seconds
+from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, seconds, timed_out
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
 from airflow_provider_distribute.triggers.metrics import metered_pool
 
@@ -263,7 +263,7 @@ class AsyncChatBulkOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in landing."""
-        if next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout":
+        if timed_out(next_method, next_kwargs):
             next_method, next_kwargs = "land_what_there_is", {}
         return super().resume_execution(next_method, next_kwargs, context)
 

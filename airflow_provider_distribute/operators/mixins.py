@@ -28,7 +28,7 @@ from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import problems_in
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
-from airflow_provider_distribute.waiting.results import fetch, wait_for
+from airflow_provider_distribute.waiting.results import LAST_LOOK, fetch, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 NET = 300.0
-#: Seconds without a result after which the last look at a deadline ends.
-LAST_LOOK = 120.0
 #: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
 LONGEST = 366 * 86400.0
 
@@ -69,6 +67,12 @@ def labels_of(task: Any) -> dict[str, Any]:
 def seconds(duration: float | timedelta) -> float:
     """Return a duration in seconds."""
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def timed_out(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Return whether a task is resumed because Airflow's own limit on its deferral has passed."""
+    reason = (next_kwargs or {}).get("error")
+    return next_method == TRIGGER_FAIL_REPR and reason == TriggerFailureReason.TRIGGER_TIMEOUT
 
 
 def checked_seconds(**durations: float | timedelta) -> list[float]:
@@ -183,8 +187,7 @@ class WaitsForJobs(LeavesJobsRunning):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in a last look."""
-        reason = (next_kwargs or {}).get("error")
-        if next_method == TRIGGER_FAIL_REPR and reason == TriggerFailureReason.TRIGGER_TIMEOUT:
+        if timed_out(next_method, next_kwargs):
             next_method, next_kwargs = "look_a_last_time", {}
         return super().resume_execution(next_method, next_kwargs, context)  # type: ignore[misc]
 

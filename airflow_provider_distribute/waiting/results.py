@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.models import Job, Settings
     from airflow_provider_distribute.waiting.pool import Logger
 
-__all__ = ["Results", "fetch", "look_newest_first", "wait_for"]
+__all__ = ["LAST_LOOK", "Results", "fetch", "look_newest_first", "wait_for"]
 
 #: Seconds without a result after which fetching is given up: longer than any pause a service can ask for.
 PATIENCE = RETRY_AFTER_CAP + 60.0
 #: The same for somebody who has another chance later.
 BRIEF_PATIENCE = 30.0
+#: The same for a last look at a deadline, when the results are wanted now or never.
+LAST_LOOK = 120.0
 
 
 @dataclass(frozen=True, slots=True)

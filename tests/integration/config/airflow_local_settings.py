@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Time, compressed: waits after requests without an answer are a fortieth of what they are elsewhere.
+Time, compressed: a fortieth of the waits after requests without an answer, and of that for a last look.
 
 Airflow imports this file in each of its processes. Ten minutes of outage then pass in fifteen seconds, with
 as many requests; everything else is as it is anywhere. Tasks, which are forked, find the package imported,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from airflow_provider_distribute.bulk import submission
 from airflow_provider_distribute.pacing import Backoff
-from airflow_provider_distribute.waiting import pool
+from airflow_provider_distribute.waiting import pool, results
 
 #: Airflow would take over everything else that is defined here.
 __all__: list[str] = []
@@ -27,3 +27,4 @@ def compressed(backoff: Backoff) -> Backoff:
 
 pool.BACKOFF = compressed(pool.BACKOFF)
 submission.BACKOFF = compressed(submission.BACKOFF)
+results.LAST_LOOK /= COMPRESSION
