@@ -292,6 +292,7 @@ class TestStorage:
             ("in.CSV.gz", "{text}", gzip.compress(b"text\na\nb\n")),
             ("in.parquet", "{text}", parquet_of(text=["a", "b"])),
         ],
+        ids=["jsonl", "jsonl.gz", "csv", "CSV.gz", "parquet"],
     )
     def test_any_storage_will_do(self, name: str, prompt: str | None, data: bytes) -> None:
         """Files over a network are read like local ones."""
