@@ -182,9 +182,8 @@ class AsyncChatBulkOperator(BaseOperator):
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
-        # Downstream tasks may name a field, as in ``operator.output["results"]``. What Airflow infers for a
-        # decorated function is about its requests, not about the manifest.
-        super().__init__(**{**kwargs, "multiple_outputs": True})
+        # What Airflow infers for a decorated function is about its requests, not about the manifest.
+        super().__init__(**{**kwargs, "multiple_outputs": False})
         self.conn_id = conn_id
         self.requests = requests
         self.result_path = result_path
@@ -235,7 +234,7 @@ class AsyncChatBulkOperator(BaseOperator):
             plan = self._plan(settings, context)
             uri, source = self._run_uri(plan.owner), self._source()
             if self.estimate_only:
-                return self._estimate(source, plan)
+                return self._deliver(context, self._estimate(source, plan))
             with _tracer.start_as_current_span("bulk.check"):
                 run = self._open(uri, plan)
                 staged = run.take_up(source, now=time.time())
@@ -244,7 +243,7 @@ class AsyncChatBulkOperator(BaseOperator):
             with self._nothing_left_unsaid(run):
                 self._send(run, run.budget(staged.costs), deadline)
                 landing = self._wait_and_land(run, deadline)
-            return self._end(run, landing)
+            return self._end(run, landing, context)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Land what came back, repair what is invalid, and say how it ended."""
@@ -259,7 +258,7 @@ class AsyncChatBulkOperator(BaseOperator):
             run = self._reopen(outcome.run_uri, self._plan(hook_for(self.conn_id).settings, context))
             with self._nothing_left_unsaid(run):
                 landing = self._wait_and_land(run, outcome.deadline, waited=time.time() >= outcome.deadline)
-            return self._end(run, landing)
+            return self._end(run, landing, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in landing."""
@@ -276,7 +275,7 @@ class AsyncChatBulkOperator(BaseOperator):
             with self._nothing_left_unsaid(run):
                 asyncio.run(self._wait_here(run, deadline))
                 landing = self._wait_and_land(run, deadline, waited=True)
-            return self._end(run, landing)
+            return self._end(run, landing, context)
 
     def _wait_and_land(self, run: Run, deadline: float, *, waited: bool = False) -> Landing:
         """Wait for what runs and land it; ask again what is invalid, until nothing is left to ask."""
@@ -299,11 +298,20 @@ class AsyncChatBulkOperator(BaseOperator):
             self._send(run, run.budget(landing.repairs), deadline, folder)
             waited = False
 
-    def _end(self, run: Run, landing: Landing) -> dict[str, Any]:
+    def _end(self, run: Run, landing: Landing, context: Context) -> dict[str, Any]:
         policy, results = Policy.of(self), self._manifest["results"]
         if error := verdict(landing.counts, run.state.stopped, policy, results=results):
             raise error
-        return self._manifest
+        return self._deliver(context, self._manifest)
+
+    def _deliver(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Store each field as an XCom of its own, for ``operator.output["results"]``."""
+        if self.do_xcom_push:
+            for name, value in manifest.items():
+                # Airflow 3.0 cannot store nothing.
+                if value is not None:
+                    context["ti"].xcom_push(key=name, value=value)
+        return manifest
 
     # Checking -------------------------------------------------------------------------------------
 
