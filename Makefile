@@ -27,8 +27,9 @@ comma := ,
 empty :=
 space := $(empty) $(empty)
 
-# Two at a time, each with its output in one piece; a make of before 4.0 mixes the lines.
-TWO_AT_A_TIME := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Three at a time, for a real Airflow mostly waits; each with its output in one piece, which a make of before
+# 4.0 cannot do.
+THREE_AT_A_TIME := --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Tests of one file share what is slow to set up, so they stay in one process.
 IN_TWO_PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
@@ -44,9 +45,10 @@ demo: $(INSTALLED)  ## Run 100 prompts through a real Airflow and the emulator (
 	@$(BIN)/python -m demo.run $(if $(KEEP),--keep)
 
 test: install environments  ## Everything that CI runs
-	@$(MAKE) --no-print-directory $(TWO_AT_A_TIME) checks
+	@$(MAKE) --no-print-directory $(THREE_AT_A_TIME) checks
 
-checks: lint types cover test-distributed $(OLDER:%=test-on-%)
+# The longest first.
+checks: lint cover-integration types cover-unit $(OLDER:%=test-on-%) test-distributed cover
 
 install: $(INSTALLED)  ## Install the newest Airflow and the tools into .venv
 
