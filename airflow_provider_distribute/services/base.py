@@ -9,6 +9,7 @@ neither documents more than a handful of statuses.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import math
@@ -221,18 +222,15 @@ class Service(ABC):
 
         :raises ServiceError: it is neither "no such job", in JSON, nor a job.
         """
-        try:
-            self.read_job("", answer)
-        except JobNotFound:
-            try:
-                parse_object(answer.content)
-            except Unreadable as error:
+        with contextlib.suppress(JobNotFound):
+            if answer.status_code in _ELSEWHERE and not _is_object(answer.content):
                 raise RequestRefused(
-                    f"{answer.request.url} answered 404 with {error}. That is not {self.title}: correct the "
-                    "connection's host",
+                    f"{answer.request.url} answered {answer.status_code}, and not in JSON. That is not "
+                    f"{self.title}: correct the connection's host",
                     service=self.name,
                     status=answer.status_code,
-                ) from None
+                )
+            self.read_job("", answer)
 
     @abstractmethod
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
@@ -284,22 +282,30 @@ class Service(ABC):
         )
 
     def look_error(self, job_id: str, answer: httpx.Response) -> ServiceError:
-        """Classify an answer to a look that is not a success."""
+        """
+        Classify an answer to a look that is not a success.
+
+        A job is given up only on the service's own word, in JSON: whatever stands between answers for a
+        while with any status.
+        """
         status, retry_after = answer.status_code, retry_after_of(answer)
         said = f"{self.title} answered {status}{quoted(answer)}"
         if status in _DENIED:
             return self.denied(status, quoted(answer))
-        if status == 404:
+        its_own = _is_object(answer.content)
+        if status == 404 and its_own:
             return JobNotFound(f"{said} for job {job_id!r}", service=self.name, status=status)
-        if status in _LOOK_AGAIN or status >= 500 or status < 400:
-            return Unavailable(
-                said,
-                service=self.name,
-                status=status,
-                retry_after=reset_of(answer) if status == 429 and retry_after is None else retry_after,
-                throttled=status == 429 or retry_after is not None,
-            )
-        return RequestRefused(f"{said} to a look at job {job_id!r}", service=self.name, status=status)
+        if status in _WITHHELD and its_own:
+            return RequestRefused(f"{said} to a look at job {job_id!r}", service=self.name, status=status)
+        if status in _ELSEWHERE:
+            said += f". That is no answer of {self.title}'s own: {answer.request.url} may lead elsewhere"
+        return Unavailable(
+            said,
+            service=self.name,
+            status=status,
+            retry_after=reset_of(answer) if status == 429 and retry_after is None else retry_after,
+            throttled=status == 429 or retry_after is not None,
+        )
 
     def denied(self, status: int, words: str = "") -> AccessDenied:
         """Return the error for 401, 402 and 403, with what to do about it."""
@@ -330,7 +336,8 @@ class Service(ABC):
 
 _OWN_FIELDS = frozenset({"model", "messages", "metadata"})
 _NOT_ACCEPTED = frozenset({425, 429})
-_LOOK_AGAIN = frozenset({408, 425, 429})
+#: What a service says of a job that it will not show, now or later.
+_WITHHELD = frozenset({400, 410, 422})
 #: Usual answers of a server that is the wrong one, or of the right one to a wrong path.
 _ELSEWHERE = frozenset({404, 405})
 _DENIED = {
@@ -365,6 +372,14 @@ def parse_object(content: bytes) -> Mapping[str, Any]:
         cleaned: Mapping[str, Any] = storable(value, DEEPEST)
         return cleaned
     return value
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        parse_object(content)
+    except Unreadable:
+        return False
+    return True
 
 
 def _finite(digits: str) -> float | None:
@@ -525,7 +540,7 @@ def retry_after_of(answer: httpx.Response) -> float | None:
 
 
 def _seconds_until(date: str, sent: str | None) -> float | None:
-    """Measure from the answer's own date: the two clocks need not agree, and reading needs no clock."""
+    """Measure from the answer's own date, where it has one: the two clocks need not agree."""
     try:
         until = email.utils.parsedate_to_datetime(date)
         since = email.utils.parsedate_to_datetime(sent) if sent else datetime.now(UTC)

@@ -170,8 +170,9 @@ class TestClassification:
             (402, {}, AccessDenied, False),
             (403, {}, AccessDenied, False),
             (404, {}, JobNotFound, False),
-            (405, {}, RequestRefused, False),
+            (405, {}, Unavailable, False),
             (408, {}, Unavailable, False),
+            (409, {}, Unavailable, False),
             (410, {}, RequestRefused, False),
             (422, {}, RequestRefused, False),
             (425, {}, Unavailable, False),
@@ -195,11 +196,18 @@ class TestClassification:
     ) -> None:
         """A look only ever fails for good on what stays as it is; the rest is asked again."""
         with pytest.raises(ServiceError) as caught:
-            service.read_job("j1", answer(status, headers=headers))
+            service.read_job("j1", answer(status, headers=headers, json={"message": "no"}))
         assert type(caught.value) is kind
         assert caught.value.status == status
         assert caught.value.throttled is throttled
         assert caught.value.retry_after == (7.0 if headers else None)
+
+    @pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
+    @pytest.mark.parametrize("page", [b"<h1>Bad Request</h1>", b"", b"[]"])
+    def test_a_gateways_word_ends_no_job(self, service: Service, status: int, page: bytes) -> None:
+        """A proxy that is being deployed answers with any status, and every job that waits is looked at."""
+        with pytest.raises(Unavailable, match=f"answered {status}"):
+            service.read_job("j1", answer(status, page))
 
     @given(service=FOR_EACH_SERVICE, status=st.integers(300, 999), retry_after=st.none() | st.text())
     def test_every_status_has_a_class(self, service: Service, status: int, retry_after: str | None) -> None:

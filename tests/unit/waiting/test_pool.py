@@ -280,7 +280,9 @@ class TestOutcomes:
         """One refused look ends one job; the others go on."""
 
         async def act() -> None:
-            scene.instead = lambda job_id: httpx.Response(410, text="gone") if job_id == "a" else None
+            scene.instead = lambda job_id: (
+                httpx.Response(410, json={"message": "gone"}) if job_id == "a" else None
+            )
             scene.ends = {"b": (100.0, "succeeded")}
             assert await scene.wait("a", "b") == Waited(1, ("a",), (), {})
 
@@ -397,7 +399,9 @@ class TestSharing:
         async def act() -> None:
             scene.latency = 5.0
             status = isinstance(said, int)
-            scene.instead = lambda job_id: httpx.Response(said) if status else scene.contract.look(said)  # type: ignore[arg-type]
+            scene.instead = lambda job_id: (
+                httpx.Response(said, json={}) if status else scene.contract.look(said)
+            )  # type: ignore[arg-type]
             leaver = asyncio.create_task(scene.wait("a", look_now=True))
             await asyncio.sleep(1)
             leaver.cancel()
