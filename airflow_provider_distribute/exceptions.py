@@ -247,16 +247,28 @@ class LedgerUnavailable(LedgerError):
     :param what: What was tried.
     :param where: The object or directory.
     :param remedy: What to do.
+    :param transient: Whether the storage may answer later.
     """
 
-    transient = True
-
-    def __init__(self, what: str, where: str, *, remedy: str = "try again when the storage answers") -> None:
+    def __init__(
+        self,
+        what: str,
+        where: str,
+        *,
+        remedy: str = "try again when the storage answers",
+        transient: bool = True,
+    ) -> None:
         self.where = where
+        self._transient = transient
         super().__init__(
             f"Could not {what} {where!r}. The record of the run is needed to know what was paid already, so "
             f"nothing is sent without it; {remedy}."
         )
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]
+        """Whether the storage may answer later."""
+        return self._transient
 
 
 class LedgerForbidden(LedgerError):

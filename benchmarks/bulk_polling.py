@@ -175,7 +175,7 @@ def measure(jobs: int, noise: float, seed: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(prefix="bulk-polling-") as folder, contextlib.ExitStack() as stack:
         directory = Directory(UPath(Path(folder) / "run"))
         run = Run(directory, Plan(settings, Owner("dag", "run", "task")))
-        staged = run.take_up(source_of([str(job) for job in range(jobs)]), now=time.time())
+        staged = run.take_up(source_of([str(job) for job in range(jobs)], open_path=UPath), now=time.time())
         asyncio.run(submit(run, staged.costs))
         for module in LIVES_BY_IT:
             stack.enter_context(patch(f"airflow_provider_distribute.{module}.time", clock))

@@ -73,7 +73,7 @@ def recorded(settings: Settings, prompts: list[str], sent: list[float] | None = 
     root = Path(tempfile.mkdtemp(prefix="bulk-submission-"))
     try:
         run = Run(Directory(UPath(root)), Plan(settings, Owner("dag", "run", "task")))
-        staged = run.take_up(source_of(prompts), now=time.time())
+        staged = run.take_up(source_of(prompts, open_path=UPath), now=time.time())
 
         async def main() -> float:
             async with await AsyncClient.open(settings) as client:

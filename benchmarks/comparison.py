@@ -442,7 +442,9 @@ def submit(options: Options) -> None:
 
     for folder, count in (("one", 1), ("all", options.requests)):
         run = Run(Directory(UPath(options.runs / folder)), Plan(settings, Owner("dag", "run", "task")))
-        staged = run.take_up(source_of([str(number) for number in range(count)]), now=time.time())
+        staged = run.take_up(
+            source_of([str(number) for number in range(count)], open_path=UPath), now=time.time()
+        )
         asyncio.run(send(run, staged.costs))
 
 

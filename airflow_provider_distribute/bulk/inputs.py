@@ -22,11 +22,16 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_distribute.exceptions import InputUnreadable, InvalidInput, InvalidRequest
+from airflow_provider_distribute.ledger.directory import INSTALL_STORAGE, UNKNOWN_STORAGE
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services.base import clipped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_distribute.ledger.directory import StoragePath
+
+    OpenPath = Callable[[str], StoragePath]
 
 __all__ = ["Defaults", "Item", "Shard", "Source", "items_of", "source_of", "uri_of"]
 
@@ -126,15 +131,17 @@ class _List(Source):
 class _File(Source):
     _compression: ClassVar[str | None] = "infer"
 
-    def __init__(self, path: StoragePath) -> None:
-        self.name = f"The input {str(path)!r}"
-        self._path = path
+    def __init__(self, uri: str, open_path: OpenPath) -> None:
+        self.name = f"The input {uri!r}"
+        self._uri = uri
+        self._open_path = open_path
 
     def lines(self) -> Iterator[tuple[str, object]]:
+        storage, path = self._place()
         last = None
         try:
             with (
-                self._path.fs.open(self._path.path, "rb", compression=self._compression) as file,
+                storage.open(path, "rb", compression=self._compression) as file,
                 # The files of most storages cannot limit the length of a line they read.
                 io.BufferedReader(file, _BUFFER) as buffered,
             ):
@@ -149,6 +156,17 @@ class _File(Source):
                 raise self._unreadable(where, error) from error
             what = f"it is damaged, or not what its name says ({type(error).__name__})"
             yield where, InvalidRequest([f"{what}; {_STOPPED}"])
+
+    def _place(self) -> tuple[Any, str]:
+        """Return the storage and the path in it. Only now: who goes on with a copy need not have it."""
+        try:
+            path = self._open_path(self._uri)
+            return path.fs, path.path
+        except Exception as error:
+            transient = not isinstance(error, UNKNOWN_STORAGE)
+            follows = "a retry tries again" if transient else INSTALL_STORAGE
+            what = f"it cannot be opened ({type(error).__name__}: {error}): {follows}"
+            raise InputUnreadable([what], source=self.name, transient=transient) from error
 
     @abstractmethod
     def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
@@ -192,8 +210,8 @@ def _parsed(raw: bytes) -> object:
 class _Table(_File):
     """Rows whose columns fill a prompt."""
 
-    def __init__(self, path: StoragePath, prompt: str) -> None:
-        super().__init__(path)
+    def __init__(self, uri: str, open_path: OpenPath, prompt: str) -> None:
+        super().__init__(uri, open_path)
         self._prompt = prompt
         self._columns = _columns_of(prompt)
 
@@ -277,8 +295,8 @@ def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
 class _Parquet(_Table):
     _compression: ClassVar[str | None] = None
 
-    def __init__(self, path: StoragePath, prompt: str) -> None:
-        super().__init__(path, prompt)
+    def __init__(self, uri: str, open_path: OpenPath, prompt: str) -> None:
+        super().__init__(uri, open_path, prompt)
         try:
             import pyarrow.parquet as parquet  # type: ignore[import-untyped]
         except ImportError as error:
@@ -324,7 +342,7 @@ def uri_of(requests: object) -> str | None:
     return os.fsdecode(requests) if isinstance(requests, os.PathLike) else None
 
 
-def source_of(requests: object, *, prompt: str | None = None, open_path: Any = None) -> Source:
+def source_of(requests: object, *, prompt: str | None = None, open_path: OpenPath) -> Source:
     """
     Return where requests come from.
 
@@ -346,7 +364,7 @@ def source_of(requests: object, *, prompt: str | None = None, open_path: Any = N
     return _List(requests)
 
 
-def _file_source(uri: str, prompt: str | None, open_path: Any) -> Source:
+def _file_source(uri: str, prompt: str | None, open_path: OpenPath) -> Source:
     table = next((table for ending, table in _TABLES.items() if uri.lower().endswith(ending)), None)
     if "\n" in uri or not uri.strip():
         raise InvalidRequest(
@@ -354,13 +372,9 @@ def _file_source(uri: str, prompt: str | None, open_path: Any) -> Source:
         )
     if (table is None) != (prompt is None):
         raise InvalidRequest(["prompt belongs to CSV and Parquet files, and they need one"], where="The run")
-    try:
-        path = open_path(uri)
-    except Exception as error:
-        raise InvalidRequest(
-            [f"requests: {uri!r} cannot be opened ({type(error).__name__}: {error})"], where="The run"
-        ) from error
-    return table(path, prompt) if table and prompt is not None else _JsonLines(path)
+    if table and prompt is not None:
+        return table(uri, open_path, prompt)
+    return _JsonLines(uri, open_path)
 
 
 def items_of(source: Source, defaults: Defaults) -> Iterator[tuple[str, Item | InvalidRequest]]:

@@ -21,6 +21,9 @@ __all__ = ["Directory", "StoragePath"]
 
 #: Objects read at the same time, and held in memory at once.
 READERS = 8
+#: What opening a path raises where no package knows its scheme, or one that it needs is missing.
+UNKNOWN_STORAGE = (ValueError, ImportError)
+INSTALL_STORAGE = "install the Airflow provider of this storage, or correct the URI"
 
 
 class StoragePath(Protocol):
@@ -62,8 +65,11 @@ class Directory:
         """
         try:
             return cls(open_path(uri))
+        except UNKNOWN_STORAGE as error:
+            remedy = f"{INSTALL_STORAGE}, then clear the task"
+            raise LedgerUnavailable(_opening(error), uri, remedy=remedy, transient=False) from error
         except Exception as error:
-            raise LedgerUnavailable(f"open ({type(error).__name__}: {error})", uri) from error
+            raise LedgerUnavailable(_opening(error), uri) from error
 
     def below(self, name: str) -> str:
         """Return the URI of an object."""
@@ -177,6 +183,10 @@ class Directory:
             if but is not None and isinstance(error, but):
                 raise
             raise _kind(error)(f"{verb} ({type(error).__name__})", self.below(name)) from error
+
+
+def _opening(error: Exception) -> str:
+    return f"open ({type(error).__name__}: {error})"
 
 
 def _kind(error: Exception) -> type[LedgerUnavailable | LedgerForbidden]:

@@ -282,6 +282,7 @@ class TestRefusals:
             {"deadline": float("inf")},
             {"poke_interval": float("inf")},
             {"result_path": "results"},
+            {"result_path": "odd://bucket/results"},
             {"requests": []},
             {"requests": "missing.jsonl"},
             {"requests": "odd://missing.jsonl"},

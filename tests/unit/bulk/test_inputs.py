@@ -145,7 +145,9 @@ class TestShapes:
 
     def test_a_list(self) -> None:
         """With defaults for what an item does not say."""
-        (item,) = asked(source_of([{"prompt": "a", "custom_id": "x"}]), system_prompt="Be brief.")
+        (item,) = asked(
+            source_of([{"prompt": "a", "custom_id": "x"}], open_path=UPath), system_prompt="Be brief."
+        )
         assert item.custom_id == "x"
         assert item.request.messages[0] == {"role": "system", "content": "Be brief."}
 
@@ -274,7 +276,13 @@ class TestStorage:
         """As in result_path, whatever makes it a path."""
         assert uri_of(path) == str(path)
         opened: list[str] = []
-        source_of(path, open_path=opened.append)
+
+        def note(uri: str) -> Any:
+            opened.append(uri)
+            raise FileNotFoundError
+
+        with pytest.raises(InputUnreadable):
+            list(source_of(path, open_path=note).lines())
         assert opened == [str(path)]
 
     def test_what_names_no_file(self, tmp_path: Path) -> None:
@@ -329,14 +337,37 @@ class TestStorage:
             stage(source_of(str(tmp_path / "missing.jsonl"), open_path=UPath), plan())
         assert not raised.value.transient
 
-    def test_a_storage_that_is_not_there_is_refused(self) -> None:
-        """Or one whose connection nobody defined."""
+    @pytest.mark.parametrize("fails", ["path", "fs"])
+    @pytest.mark.parametrize(
+        ("error", "remedy", "transient"),
+        [
+            (ValueError("no such scheme"), "install the Airflow provider of this storage", False),
+            (ImportError("no such package"), "install the Airflow provider of this storage", False),
+            (RuntimeError("no such connection"), "a retry tries again", True),
+        ],
+        ids=lambda it: type(it).__name__,
+    )
+    def test_a_storage_that_cannot_be_opened(
+        self, fails: str, error: Exception, remedy: str, transient: bool
+    ) -> None:
+        """Is said with the reason and the remedy, and is no damage to the input."""
 
-        def refuse(uri: str) -> Any:
-            raise ValueError("no such scheme")
+        class Path:
+            path = "in.jsonl"
 
-        with pytest.raises(InvalidRequest, match=r"'odd://in\.jsonl' cannot be opened.*no such scheme"):
-            source_of("odd://in.jsonl", open_path=refuse)
+            @property
+            def fs(self) -> Any:
+                raise error
+
+        def open_path(uri: str) -> Any:
+            if fails == "path":
+                raise error
+            return Path()
+
+        message = rf"(?s)'odd://in\.jsonl'.*it cannot be opened \({type(error).__name__}: {error}\): {remedy}"
+        with pytest.raises(InputUnreadable, match=message) as raised:
+            stage(source_of("odd://in.jsonl", open_path=open_path), plan())
+        assert raised.value.transient is transient
 
     def test_a_file_that_breaks_off(self) -> None:
         """Adds that to what is wrong before."""
@@ -409,19 +440,20 @@ class TestRefusals:
 
     def test_what_the_service_forbids_is_named(self) -> None:
         """The same checks as for one request."""
-        (problem,) = problems_in(source_of([{"prompt": "a", "params": {"max_completion_tokens": 601}}]))
+        wrong = {"prompt": "a", "params": {"max_completion_tokens": 601}}
+        (problem,) = problems_in(source_of([wrong], open_path=UPath))
         assert problem.startswith("requests[0]: params.max_completion_tokens")
 
     def test_all_wrong_lines_are_named_up_to_a_hundred(self) -> None:
         """Then reading stops, and the message says so."""
-        assert len(problems_in(source_of(["a", *[7] * 3, "b"]))) == 3
+        assert len(problems_in(source_of(["a", *[7] * 3, "b"], open_path=UPath))) == 3
         with pytest.raises(InvalidInput, match="possibly more") as raised:
-            stage(source_of([7] * 200), plan())
+            stage(source_of([7] * 200, open_path=UPath), plan())
         assert len(raised.value.problems) == 100
 
     def test_an_empty_input_is_refused(self, tmp_path: Path) -> None:
         """A run of nothing is a mistake upstream."""
-        assert problems_in(source_of([])) == ("it holds no requests",)
+        assert problems_in(source_of([], open_path=UPath)) == ("it holds no requests",)
         assert problems_in(lines_file(tmp_path)) == ("it holds no requests",)
 
     def test_an_endless_line_ends_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pydantic
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from upath import UPath
 
 from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.output_types import Mismatch, output_type_from
@@ -251,7 +252,9 @@ class TestAsking:
     def test_inference_net_gets_the_field(self) -> None:
         """And the checks of the service let it through."""
         settings = INFERENCE_NET.settings()
-        staged = stage(source_of(["What?"]), Plan(settings, OWNER, output_type=output_type_from(Answer)))
+        staged = stage(
+            source_of(["What?"], open_path=UPath), Plan(settings, OWNER, output_type=output_type_from(Answer))
+        )
         assert staged.count == 1
 
     def closed(self, **properties: Any) -> dict[str, Any]:

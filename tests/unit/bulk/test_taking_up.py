@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 import pytest
+from upath import UPath
 
 from airflow_provider_distribute.bulk.inputs import Defaults, Shard, source_of
 from airflow_provider_distribute.bulk.output_types import output_type_from
@@ -47,7 +48,7 @@ class Meanwhile(list[Any]):
 
 def problems_of(world: World, requests: list[Any], **plan: Any) -> tuple[str, ...]:
     with pytest.raises(InvalidInput) as refused:
-        stage(source_of(requests), Plan(world.settings, OWNER, **plan))
+        stage(source_of(requests, open_path=UPath), Plan(world.settings, OWNER, **plan))
     return refused.value.problems
 
 
@@ -152,6 +153,15 @@ class TestTheInputIsGone:
         assert "goes on with its own copy" in caplog.text
         assert [prompt for _, prompt in run.requests()]
 
+    def test_a_retry_without_the_package_of_the_storage_goes_on_with_the_copy(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The input is what it was; the machine is another one."""
+        run, _ = world.take_up(prompts(3))
+        run, _ = world.take_up("odd://bucket/input.jsonl")
+        assert "it cannot be opened (ValueError: " in caplog.text
+        assert [row for row, *_ in run.requests()] == [0, 1, 2]
+
     def test_other_arguments_need_the_input(self, world: World, file: Path) -> None:
         """The copy was made with the old ones."""
         world.take_up(str(file))
@@ -238,7 +248,8 @@ class TestShards:
     def test_a_part_keeps_and_counts_its_own(self, world: World) -> None:
         """Rows of all parts together are the input's."""
         staged = [
-            stage(source_of(prompts(7)), Plan(world.settings, OWNER, shard=Shard(n, 3))) for n in range(3)
+            stage(source_of(prompts(7), open_path=UPath), Plan(world.settings, OWNER, shard=Shard(n, 3)))
+            for n in range(3)
         ]
         assert [part.count for part in staged] == [3, 2, 2]
 

@@ -58,7 +58,7 @@ def main(mode: str, path: str, url: str, rows: int, backoff: float) -> None:
         asyncio.run(collect(directory, plan))
         return
     run = Run(directory, plan)
-    staged = run.take_up(source_of(prompts(rows)), now=time.time())
+    staged = run.take_up(source_of(prompts(rows), open_path=UPath), now=time.time())
     asyncio.run(send(run, run.budget(staged.costs)))
 
 

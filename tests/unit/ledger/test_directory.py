@@ -187,14 +187,24 @@ class TestAStorageThatFails:
             frail.create("a", b"1")
         assert not raised.value.transient
 
-    def test_a_storage_that_cannot_be_opened(self) -> None:
-        """No such kind of storage, or no such Airflow connection for it."""
+    @pytest.mark.parametrize(
+        ("error", "remedy", "transient"),
+        [
+            (ValueError("no such scheme"), "install the Airflow provider of this storage", False),
+            (ImportError("no such package"), "install the Airflow provider of this storage", False),
+            (RuntimeError("no such connection"), "try again when the storage answers", True),
+        ],
+        ids=lambda it: type(it).__name__,
+    )
+    def test_a_storage_that_cannot_be_opened(self, error: Exception, remedy: str, transient: bool) -> None:
+        """No such kind of storage, which no retry mends, or no such Airflow connection for it."""
 
         def refuse(uri: str) -> Any:
-            raise ValueError("no such scheme")
+            raise error
 
-        with pytest.raises(LedgerUnavailable, match=r"no such scheme.*'odd://run'"):
+        with pytest.raises(LedgerUnavailable, match=rf"{error}.*'odd://run'.*{remedy}") as raised:
             Directory.at("odd://run", refuse)
+        assert raised.value.transient is transient
 
 
 class TestTryingOut:
