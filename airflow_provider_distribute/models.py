@@ -315,6 +315,9 @@ class ChatRequest(Value):
         return self.model_copy(update={"metadata": {**labels, **self.metadata}})
 
 
+#: Body fields for which a request has a place of its own; every other one is of its params.
+OWN_FIELDS = frozenset(ChatRequest.model_fields) - {"params"}
+
 _ITEM_FIELDS = frozenset({"prompt", "messages", "system_prompt", "model", "params", "metadata"})
 
 

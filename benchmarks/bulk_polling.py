@@ -164,7 +164,7 @@ def measure(jobs: int, noise: float, seed: int) -> tuple[float, float]:
 
     async def submit(run: Run, costs: Any) -> None:
         async with client(settings) as opened:
-            await Submission.of(run, opened, run.budget(costs), deadline=time.time() + 600).run()
+            await Submission(run, opened, run.budget(costs), deadline=time.time() + 600).run()
 
     async def collect(directory: Directory) -> None:
         collection = Collection(directory, settings)

@@ -112,7 +112,7 @@ def send(task: Task) -> None:
 
     async def submit() -> None:
         async with await AsyncClient.open(run.plan.settings) as client:
-            submission = Submission.of(run, client, run.budget(staged.costs), deadline=time.time() + 3600)
+            submission = Submission(run, client, run.budget(staged.costs), deadline=time.time() + 3600)
             assert (await submission.run()).accepted == staged.count
 
     asyncio.run(submit())

@@ -89,7 +89,7 @@ def recorded(settings: Settings, prompts: list[str], sent: list[float] | None = 
                     client.limit.take = noted  # type: ignore[method-assign]
                 started = time.perf_counter()
                 budget = run.budget(staged.costs)
-                submitted = await Submission.of(run, client, budget, deadline=time.time() + 600).run()
+                submitted = await Submission(run, client, budget, deadline=time.time() + 600).run()
                 assert submitted.accepted == len(prompts)
                 return time.perf_counter() - started
 

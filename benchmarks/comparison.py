@@ -438,7 +438,7 @@ def submit(options: Options) -> None:
 
     async def send(run: Run, costs: Any) -> None:
         async with await AsyncClient.open(settings) as client:
-            await Submission.of(run, client, run.budget(costs), deadline=time.time() + 60).run()
+            await Submission(run, client, run.budget(costs), deadline=time.time() + 60).run()
 
     for folder, count in (("one", 1), ("all", options.requests)):
         run = Run(Directory(UPath(options.runs / folder)), Plan(settings, Owner("dag", "run", "task")))

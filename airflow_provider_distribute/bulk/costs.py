@@ -8,22 +8,25 @@ Neither is a bill. Prices are the connection's, else the service's published one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_distribute.bulk.kept import request_from
 from airflow_provider_distribute.exceptions import BudgetSpent
+from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from airflow_provider_distribute.ledger.replay import State
-    from airflow_provider_distribute.models import Price, Settings
+    from airflow_provider_distribute.models import ChatRequest, Price, Settings
 
 __all__ = ["Budget", "Costs", "Tokens", "spent"]
 
-#: English text has about this many characters to a token.
-_CHARACTERS_PER_TOKEN = 4
+#: Text has about this many bytes of UTF-8 to a token, in most scripts.
+_BYTES_PER_TOKEN = 4
 #: Tokens that the frame of one message takes.
 _PER_MESSAGE = 4
 #: Tokens an answer is taken to have at most when the request sets no limit.
@@ -57,32 +60,17 @@ class Tokens:
             return None
         return cls(*(int(count) for count in counts if count is not None))
 
-    @classmethod
-    def estimated(cls, body: Mapping[str, Any]) -> Tokens:
-        """Guess from a request's body, before it is sent: the longest answer it allows."""
-        messages = body["messages"]
-        characters = sum(_characters(message.get("content")) for message in messages)
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or _UNLIMITED_ANSWER
-        answers = body.get("n") or 1
-        prompt = characters // _CHARACTERS_PER_TOKEN + _PER_MESSAGE * len(messages)
-        return cls(prompt, max(1, int(limit)) * int(answers))
-
-    @classmethod
-    def kept(cls, request: Mapping[str, Any]) -> Tokens:
-        """Guess from a request as a run keeps it; the same as from the body it was kept with."""
-        return cls.estimated({**request["params"], "messages": request["messages"]})
-
     @property
     def repair(self) -> Tokens:
         """What asking for a better answer takes, which reads the first one again, however long it was."""
         return Tokens(self.prompt + self.completion + _COMPLAINT, self.completion)
 
 
-def _characters(content: object) -> int:
+def _bytes(content: object) -> int:
     if isinstance(content, str):
-        return len(content)
+        return len(content.encode())
     if isinstance(content, list):
-        return sum(_characters(part.get("text")) for part in content if isinstance(part, dict))
+        return sum(_bytes(part.get("text")) for part in content if isinstance(part, Mapping))
     return 0
 
 
@@ -94,12 +82,23 @@ class Costs:
     """
 
     def __init__(self, settings: Settings) -> None:
-        service = SERVICES[settings.service]
+        self._service = SERVICES[settings.service]
         own = dict(settings.prices)
-        self._prices: Mapping[str, Price] = {**service.prices, **own}
-        self.source = "the connection" if own else f"published prices of {service.prices_as_of}"
+        self._prices: Mapping[str, Price] = {**self._service.prices, **own}
+        self.source = "the connection" if own else f"published prices of {self._service.prices_as_of}"
 
-    def knows(self, model: str) -> bool:
+    def needs(self, request: ChatRequest) -> Tokens:
+        """Guess what a checked request takes, before it is sent: the longest answers it allows."""
+        read = sum(_bytes(message.get("content")) for message in request.messages)
+        # Tools and schemas are read by the model as well.
+        shapes = [value for value in request.params.values() if isinstance(value, Mapping | list)]
+        read += sum(len(to_json(shape).encode()) for shape in shapes)
+        return Tokens(
+            read // _BYTES_PER_TOKEN + _PER_MESSAGE * len(request.messages),
+            self._service.answer_tokens(request, unlimited=_UNLIMITED_ANSWER),
+        )
+
+    def knows(self, model: str | None) -> bool:
         """Return whether there is a price for a model."""
         return model in self._prices
 
@@ -120,11 +119,12 @@ def spent(lines: Iterable[Mapping[str, Any]], state: State, costs: Costs) -> flo
     """
     total = 0.0
     for line in lines if any(state.sends) else ():
-        row, model = line["row"], line["request"]["model"]
+        row = line["row"]
         if state.sends[row]:
-            needs, repairs = Tokens.kept(line["request"]), state.repairs[row]
-            total += (state.sends[row] - repairs) * (costs.of(model, needs) or 0.0)
-            total += repairs * (costs.of(model, needs.repair) or 0.0)
+            request, repairs = request_from(line), state.repairs[row]
+            needs = costs.needs(request)
+            total += (state.sends[row] - repairs) * (costs.of(request.model, needs) or 0.0)
+            total += repairs * (costs.of(request.model, needs.repair) or 0.0)
     return total
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_distribute.exceptions import InputUnreadable, InvalidInput, InvalidRequest
 from airflow_provider_distribute.ledger.directory import INSTALL_STORAGE, UNKNOWN_STORAGE
-from airflow_provider_distribute.models import ChatRequest
+from airflow_provider_distribute.models import OWN_FIELDS, ChatRequest
 from airflow_provider_distribute.services.base import clipped
 
 if TYPE_CHECKING:
@@ -419,5 +419,5 @@ def _from_batch_line(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     unknown = fields.keys() - {"body", "method", "url"}
     if unknown:
         raise InvalidRequest([f"{name}: unknown field of a batch line" for name in sorted(unknown)])
-    own = {name: body[name] for name in ("model", "messages", "metadata") if name in body}
+    own = {name: body[name] for name in OWN_FIELDS if name in body}
     return {**own, "params": {name: value for name, value in body.items() if name not in own}}

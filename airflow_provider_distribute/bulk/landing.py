@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.formats import STATUSES, Row
+from airflow_provider_distribute.bulk.kept import request_from
 from airflow_provider_distribute.bulk.output_types import Mismatch
-from airflow_provider_distribute.bulk.run import request_from
 from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.ledger.rows import Landed, read_rows, result_in
 
@@ -177,7 +177,7 @@ def land(
             rows.write(row, answer.result if answer else None)
             if repair and row.status == "invalid" and primary == number:
                 repair.add({**line, "request": _repaired(line, row)})
-                landing.repairs[number] = costs.of(model, Tokens.kept(line["request"]).repair) or 0.0
+                landing.repairs[number] = costs.of(model, costs.needs(request_from(line)).repair) or 0.0
         for number, text in spool.older():
             answer = _Answer.read(text, asked.get(number), costs)
             landing.pay(answer.result["usage"], answer.cost)

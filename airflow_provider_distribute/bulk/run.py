@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens, spent
 from airflow_provider_distribute.bulk.inputs import MOST_PROBLEMS, Defaults, Item, Shard, items_of
+from airflow_provider_distribute.bulk.kept import Asked, kept, request_from
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.exceptions import (
     InputChanged,
@@ -31,7 +32,6 @@ from airflow_provider_distribute.ledger.records import Asking, Opened, Settled
 from airflow_provider_distribute.ledger.replay import State
 from airflow_provider_distribute.ledger.requests import RequestReader, RequestWriter
 from airflow_provider_distribute.ledger.spans import spans
-from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.bulk.output_types import OutputType
     from airflow_provider_distribute.ledger.directory import Directory
     from airflow_provider_distribute.ledger.records import Owner, Record
-    from airflow_provider_distribute.models import Settings
+    from airflow_provider_distribute.models import ChatRequest, Settings
 
-__all__ = ["Plan", "Run", "Staged", "new_writer", "request_from", "stage"]
+__all__ = ["Plan", "Run", "Staged", "new_writer", "stage"]
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +150,12 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
         if problems or place % plan.shard.of != plan.shard.number:
             continue
         row = place // plan.shard.of
-        line = {"row": row, "custom_id": custom_id, "request": request}
+        line: dict[str, Any] = {"row": row, "custom_id": custom_id, "request": kept(request)}
         if plan.dedupe:
-            question = _digest(to_json({**request, "metadata": None}))
+            question = _digest(to_json({**line["request"], "metadata": None}))
             if (first := first_with.setdefault(question, row)) != row:
                 line["same_as"] = first
-        tally.add(line)
+        tally.add(request, line.get("same_as"))
         text = to_json(line).encode()
         asked.update(text)
         if writer:
@@ -175,29 +175,25 @@ class _Check:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._service = SERVICES[plan.settings.service]
-        self._by_response_format = "response_format" in self._service.params.model_fields
         self._costs = Costs(plan.settings)
         self._names: dict[str, bool] = {}
 
-    def __call__(self, place: int, item: Item | InvalidRequest) -> tuple[str, dict[str, Any]]:
+    def __call__(self, place: int, item: Item | InvalidRequest) -> tuple[str, ChatRequest]:
         """
-        Return a request's name, and the request as it is kept.
+        Return a request's name, and the request with everything that the run adds to it.
 
         :raises InvalidRequest: saying what is wrong with it.
         """
         if isinstance(item, InvalidRequest):
             raise item
         custom_id = self._name(place, item.custom_id)
-        request = self._plan.output_type.asked_of(item.request, by_response_format=self._by_response_format)
-        body = self._service.describe_submit(request, self._plan.settings).body or {}
-        if self._plan.max_cost is not None and not self._costs.knows(body["model"]):
-            raise InvalidRequest([_no_price(body["model"])])
-        return custom_id, {
-            "messages": body["messages"],
-            "model": body["model"],
-            "params": {name: value for name, value in body.items() if name not in _NO_PARAMS},
-            "metadata": body.get("metadata", {}),
-        }
+        asked = self._plan.output_type.asked_of(
+            item.request, by_response_format=self._service.takes_response_format
+        )
+        request = self._service.checked(asked, self._plan.settings)
+        if self._plan.max_cost is not None and not self._costs.knows(request.model):
+            raise InvalidRequest([_no_price(request.model)])
+        return custom_id, request
 
     def _name(self, place: int, custom_id: str | None) -> str:
         name = f"row-{place}" if custom_id is None else custom_id
@@ -216,10 +212,7 @@ class _Check:
         return name
 
 
-_NO_PARAMS = frozenset({"messages", "model", "metadata"})
-
-
-def _no_price(model: str) -> str:
+def _no_price(model: str | None) -> str:
     return f"max_cost is set, and model {model!r} has no known price: put it into the connection's prices"
 
 
@@ -232,15 +225,15 @@ class _Tally:
         self._tokens = Tokens()
         self._copies: dict[int, int] = {}
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Count the next row's."""
-        request, needs = line["request"], Tokens()
-        if "same_as" in line:
-            self._copies[line["row"]] = line["same_as"]
-        else:
-            needs = Tokens.kept(request)
+    def add(self, request: ChatRequest, same_as: int | None) -> None:
+        """Count the next row's, which costs nothing where an earlier row asks the same."""
+        needs = Tokens()
+        if same_as is None:
+            needs = self._costs.needs(request)
             self._tokens += needs
-        cost = self._costs.of(request["model"], needs)
+        else:
+            self._copies[len(self._estimates)] = same_as
+        cost = self._costs.of(request.model, needs)
         self._estimates.append(math.nan if cost is None else cost)
 
     @property
@@ -251,16 +244,6 @@ class _Tally:
     def staged(self, fingerprint: str) -> Staged:
         """Return the sum."""
         return Staged(len(self._estimates), fingerprint, self._tokens, self._estimates, self._copies)
-
-
-def request_from(line: Mapping[str, Any]) -> ChatRequest:
-    """Return a kept request; it was checked when it was written."""
-    fields = line["request"]
-    return ChatRequest.model_construct(**{**fields, "messages": tuple(fields["messages"])})
-
-
-def _asked(line: Mapping[str, Any]) -> tuple[int, ChatRequest]:
-    return line["row"], request_from(line)
 
 
 class Run:
@@ -380,7 +363,7 @@ class Run:
             raise self._changed(before, wrong) from error
         tally = _Tally(self.plan)
         for line in self.lines():
-            tally.add(line)
+            tally.add(request_from(line), line.get("same_as"))
             if self.plan.max_cost is not None and not tally.priced:
                 raise InvalidInput([_no_price(line["request"]["model"])], source=source.name)
         return tally.staged(before.fingerprint)
@@ -428,7 +411,7 @@ class Run:
         for record in records:
             self.state = self.state.after(record)
 
-    def requests(self, folder: str | None = None) -> Iterator[tuple[int, ChatRequest]]:
+    def requests(self, folder: str | None = None) -> Iterator[Asked]:
         """
         Yield the requests that are to be asked and have not been, in order.
 
@@ -439,7 +422,7 @@ class Run:
         """
         # What filter and map return, unlike a generator, outlives an exception.
         wanted = filter(lambda line: line["row"] in self.state.open, self._kept(folder))
-        return map(_asked, wanted)
+        return map(Asked.of, wanted)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """

@@ -17,10 +17,11 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
+    InvalidRequest,
     LedgerError,
     LedgerUnavailable,
     NotAccepted,
@@ -29,17 +30,17 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.ledger.records import Refusal, Ticket
 from airflow_provider_distribute.ledger.window import Window
-from airflow_provider_distribute.pacing import Backoff
+from airflow_provider_distribute.pacing import Backoff, rising
 from airflow_provider_distribute.waiting.outage import Outage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from airflow_provider_distribute.bulk.costs import Budget
     from airflow_provider_distribute.bulk.inputs import Shard
+    from airflow_provider_distribute.bulk.kept import Asked
     from airflow_provider_distribute.bulk.run import Run
     from airflow_provider_distribute.client import AsyncClient
-    from airflow_provider_distribute.ledger.journal import Journal
     from airflow_provider_distribute.models import ChatRequest
     from airflow_provider_distribute.waiting.pool import Logger
 
@@ -83,44 +84,43 @@ class Submitted:
 @dataclass(slots=True)
 class _Asked:
     row: int
+    custom_id: str
     request: ChatRequest
     resends: int = 0
 
 
 class Submission:
     """
-    Sends requests.
+    Sends everything that a run has still to ask.
 
+    :param run: The run, taken up.
     :param client: The service's client. It is not closed.
-    :param journal: Where everything is recorded.
-    :param requests: Rows and what to ask, in ascending order. Read from a thread; after a
-        :class:`LedgerUnavailable` it is asked again.
-    :param total: How many there are, for progress.
     :param budget: Whether the next row may still be sent.
-    :param window: Rows that may be intended and not recorded.
-    :param on_unknown: Whether a request that was sent and not answered is sent again.
     :param deadline: Epoch seconds after which nothing is sent any more.
+    :param labels: Metadata for each request, beside its place in the input.
+    :param folder: Where the requests are, unless they are the run's own.
     :param logger: Told about trouble and progress.
     """
 
     def __init__(
         self,
+        run: Run,
         client: AsyncClient,
-        journal: Journal,
-        requests: Iterator[tuple[int, ChatRequest]],
-        *,
-        total: int,
         budget: Budget,
-        window: int,
-        on_unknown: Literal["resubmit", "fail", "leave"],
+        *,
         deadline: float,
+        labels: Mapping[str, object] | None = None,
+        folder: str | None = None,
         logger: Logger = log,
     ) -> None:
+        requests, window = run.requests(folder), run.plan.window
+        if labels is not None:
+            requests = map(partial(_labelled, labels, run.plan.shard), requests)
         self._client = client
-        self._journal = journal
-        self._total = total
+        self._journal = run.journal
+        self._total = len(run.state.open)
         self._budget = budget
-        self._on_unknown = on_unknown
+        self._resends = _RESENDS if run.plan.on_unknown == "resubmit" else 0
         self._deadline = deadline
         self._logger = logger
         self._submitted = Submitted()
@@ -139,40 +139,6 @@ class Submission:
         self._landed = asyncio.Event()
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
-
-    @classmethod
-    def of(
-        cls,
-        run: Run,
-        client: AsyncClient,
-        budget: Budget,
-        *,
-        deadline: float,
-        labels: Mapping[str, object] | None = None,
-        folder: str | None = None,
-        logger: Logger = log,
-    ) -> Submission:
-        """
-        Return the submission of everything that a run has still to ask.
-
-        :param labels: Metadata for each request, beside its place in the input.
-        :param folder: Where the requests are, unless they are the run's own.
-        """
-        plan = run.plan
-        requests = run.requests(folder)
-        if labels is not None:
-            requests = map(partial(_labelled, labels, plan.shard), requests)
-        return cls(
-            client,
-            run.journal,
-            requests,
-            total=len(run.state.open),
-            budget=budget,
-            window=plan.window,
-            on_unknown=plan.on_unknown,
-            deadline=deadline,
-            logger=logger,
-        )
 
     async def run(self) -> Submitted:
         """
@@ -312,7 +278,12 @@ class Submission:
             self._news.set()
 
     async def _ask(self, asked: _Asked) -> None:
-        call = self._client.service.describe_submit(asked.request, self._client.settings)
+        try:
+            call = self._client.service.describe_submit(asked.request, self._client.settings)
+        except InvalidRequest as error:
+            # A repair says more than its row, and labels add to it.
+            self._refused(asked, error)
+            return
         while await self._may_go():
             try:
                 job_id = await self._client.submit_once(call)
@@ -321,8 +292,7 @@ class Submission:
                 continue
             except RequestRefused as error:
                 self._answered()
-                self._places.refused(Refusal(asked.row, str(error), time.time()))
-                self._submitted.refused += 1
+                self._refused(asked, error)
             except OutcomeUnknown as error:
                 self._unanswered(asked, error)
             except AccessDenied as error:
@@ -366,15 +336,26 @@ class Submission:
         if error.throttled:
             self._answered()
             self._submitted.throttled += 1
-            if self._submitted.throttled & (self._submitted.throttled - 1) == 0:
+            if rising(self._submitted.throttled):
                 self._logger.warning("%s. Everything slows down; nothing is lost.", error)
         else:
             self._trouble(error)
 
+    def _refused(self, asked: _Asked, error: RequestRefused | InvalidRequest) -> None:
+        self._places.refused(Refusal(asked.row, str(error), time.time()))
+        self._submitted.refused += 1
+        if rising(self._submitted.refused):
+            self._logger.warning(
+                "%r: %s. %d requests are refused so far.",
+                asked.custom_id,
+                str(error).rstrip("."),
+                self._submitted.refused,
+            )
+
     def _unanswered(self, asked: _Asked, error: OutcomeUnknown) -> None:
         self._places.unanswered(asked.row)
         self._submitted.unknown += 1
-        if self._on_unknown == "resubmit" and asked.resends < _RESENDS:
+        if asked.resends < self._resends:
             asked.resends += 1
             self._unrecorded.append(asked)
         self._trouble(error)
@@ -388,8 +369,6 @@ def _too_late() -> TimeoutError:
     return TimeoutError("the deadline passed before everything was sent")
 
 
-def _labelled(
-    labels: Mapping[str, object], shard: Shard, asked: tuple[int, ChatRequest]
-) -> tuple[int, ChatRequest]:
-    row, request = asked
-    return row, request.labelled({**labels, "airflow_index": shard.index(row)})
+def _labelled(labels: Mapping[str, object], shard: Shard, asked: Asked) -> Asked:
+    index = shard.index(asked.row)
+    return asked._replace(request=asked.request.labelled({**labels, "airflow_index": index}))

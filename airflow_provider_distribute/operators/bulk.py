@@ -383,7 +383,7 @@ class AsyncChatBulkOperator(BaseOperator):
     async def _submit(self, run: Run, budget: Budget, deadline: float, folder: str | None) -> Submitted:
         plan = run.plan
         async with await AsyncClient.open(plan.settings) as client:
-            submission = Submission.of(
+            submission = Submission(
                 run,
                 client,
                 budget,

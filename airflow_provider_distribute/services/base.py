@@ -32,7 +32,15 @@ from airflow_provider_distribute.exceptions import (
     ServiceError,
     Unavailable,
 )
-from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings, problems_in
+from airflow_provider_distribute.models import (
+    OWN_FIELDS,
+    Job,
+    JobError,
+    JobState,
+    Price,
+    Settings,
+    problems_in,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -86,6 +94,9 @@ class Service(ABC):
     :cvar title: The name people use.
     :cvar settings: What a connection of this type may say.
     :cvar params: Body fields a request may have, with their bounds.
+    :cvar takes_response_format: Whether ``response_format`` is one of them.
+    :cvar defaults: Body fields that are sent where a request does not say otherwise.
+    :cvar token_limits: Body fields that limit the tokens of one answer.
     :cvar states: The service's words for states; any other word means pending.
     :cvar prices: Published prices by model; they may have changed since.
     :cvar prices_as_of: When they were read.
@@ -95,6 +106,9 @@ class Service(ABC):
     title: ClassVar[str]
     settings: ClassVar[type[Settings]]
     params: ClassVar[type[Params]]
+    takes_response_format: ClassVar[bool]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    token_limits: ClassVar[tuple[str, ...]]
     states: ClassVar[Mapping[str, JobState]]
     prices: ClassVar[Mapping[str, Price]]
     prices_as_of: ClassVar[str]
@@ -121,13 +135,19 @@ class Service(ABC):
     def not_found_grace(self, settings: Any) -> float:
         """Return the seconds for which a 404 on a look means *not yet*; after them the job is lost."""
 
-    def body_of(self, request: ChatRequest, settings: Settings) -> dict[str, Any]:
-        """Return the checked body fields of a request, without what only one service adds."""
+    def checked(self, request: ChatRequest, settings: Settings) -> ChatRequest:
+        """
+        Return a request as it may be sent: with its model, and the types that the service documents.
+
+        It holds what the author asks, and nothing of :attr:`defaults`, so that it can be kept.
+
+        :raises InvalidRequest: when the service's documentation forbids the request, or JSON does.
+        """
         problems: list[str] = []
         model = request.model or settings.model
         if not model:
             problems.append("model: neither the request nor the connection names one")
-        own = sorted(_OWN_FIELDS & request.params.keys())
+        own = sorted(OWN_FIELDS & request.params.keys())
         problems += [f"params.{name}: has its own argument" for name in own]
         params: Mapping[str, Any] = request.params
         if not settings.allow_undocumented_params:
@@ -139,24 +159,41 @@ class Service(ABC):
                 problems += [f"params.{problem}" for problem in problems_in(error)]
         if problems:
             raise InvalidRequest([*problems, *self._way_out(problems)])
-        body = {"model": model, "messages": [dict(message) for message in request.messages], **params}
+        checked = request.model_copy(update={"model": model, "params": params})
+        self.size_of(checked)
+        return checked
+
+    def body_of(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the body of a checked request."""
+        messages = [dict(message) for message in request.messages]
+        body = {**self.defaults, "model": request.model, "messages": messages, **request.params}
         return {**body, "metadata": dict(request.metadata)} if request.metadata else body
+
+    def size_of(self, request: ChatRequest) -> int:
+        """
+        Return the bytes of a request's body as it is sent.
+
+        :raises InvalidRequest: it cannot be written as JSON.
+        """
+        try:
+            return len(_to_json(self.body_of(request)).encode())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
+
+    def answer_tokens(self, request: ChatRequest, *, unlimited: int) -> int:
+        """
+        Return the tokens that all answers to a request may take.
+
+        :param unlimited: Tokens that one answer is taken to have where nothing limits it. What is not above
+            zero, such as Distribute.AI's -1, is no limit.
+        """
+        params = {**self.defaults, **request.params}
+        limits = [limit for name in self.token_limits if (limit := _count(params.get(name)))]
+        return max(limits, default=unlimited) * (_count(params.get("n")) or 1)
 
     @abstractmethod
     def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return one sentence for each thing about the messages that the service's documentation forbids."""
-
-    def post(self, path: str, body: Mapping[str, Any]) -> Call:
-        """
-        Describe a POST.
-
-        :raises InvalidRequest: when the body cannot be written as JSON.
-        """
-        try:
-            json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
-        return Call("POST", path, body)
 
     def askable(self, job_id: str) -> str:
         """
@@ -172,7 +209,7 @@ class Service(ABC):
         ways = []
         if any(problem.startswith("params.") for problem in problems):
             ways.append(f"{self.title} documents the params {', '.join(sorted(self.params.model_fields))}")
-        if any(problem.startswith(("params.", "messages.")) for problem in problems):
+        if any(problem.startswith(("params.", "messages")) for problem in problems):
             ways.append("allow_undocumented_params in the connection's extra sends anything all the same")
         return ways
 
@@ -334,7 +371,15 @@ class Service(ABC):
         return Unavailable(f"{self.title} {what}", service=self.name, status=status)
 
 
-_OWN_FIELDS = frozenset({"model", "messages", "metadata"})
+#: As httpx writes a body.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _count(value: object) -> int:
+    """Return a number above zero; 0: it is none."""
+    return max(0, int(value)) if isinstance(value, int | float) and math.isfinite(value) else 0
+
+
 _NOT_ACCEPTED = frozenset({425, 429})
 #: What a service says of a job that it will not show, now or later.
 _WITHHELD = frozenset({400, 410, 422})

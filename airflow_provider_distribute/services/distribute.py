@@ -90,6 +90,10 @@ class Distribute(Service):
     title: ClassVar[str] = "Distribute.AI"
     settings: ClassVar[type[Settings]] = DistributeSettings
     params: ClassVar[type[Params]] = DistributeParams
+    takes_response_format: ClassVar[bool] = False
+    #: Left out, the limit is 128, silently.
+    defaults: ClassVar[Mapping[str, Any]] = {"max_completion_tokens": TOKEN_CEILING}
+    token_limits: ClassVar[tuple[str, ...]] = ("max_completion_tokens",)
     states: ClassVar[Mapping[str, JobState]] = {
         "created": JobState.PENDING,
         "queued": JobState.PENDING,
@@ -111,15 +115,17 @@ class Distribute(Service):
         return f"{settings.auth_prefix}{settings.api_key.get_secret_value()}"
 
     def describe_submit(self, request: ChatRequest, settings: DistributeSettings) -> Call:
-        """Describe "Chat create". The token limit is always sent: left out it is 128, silently."""
-        body = {"max_completion_tokens": TOKEN_CEILING, **self.body_of(request, settings)}
-        if "metadata" in body:
-            body["metadata"] = {str(key): str(value) for key, value in body["metadata"].items()}
-        return self.post("/async/chat/create", body)
+        """Describe "Chat create"."""
+        return Call("POST", "/async/chat/create", self.body_of(self.checked(request, settings)))
+
+    def checked(self, request: ChatRequest, settings: Settings) -> ChatRequest:
+        """Metadata is documented with strings only, so it is written as such."""
+        metadata = {str(key): str(value) for key, value in request.metadata.items()}
+        return super().checked(request.model_copy(update={"metadata": metadata}), settings)
 
     def describe_look(self, job_id: str, settings: DistributeSettings) -> Call:
         """Describe "Chat result"."""
-        return self.post("/async/chat/result", {"id": self.askable(job_id)})
+        return Call("POST", "/async/chat/result", {"id": self.askable(job_id)})
 
     def not_found_grace(self, settings: DistributeSettings) -> float:
         """Return the connection's ``not_found_grace``."""

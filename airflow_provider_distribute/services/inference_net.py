@@ -80,6 +80,9 @@ class InferenceNet(Service):
     title: ClassVar[str] = "inference.net"
     settings: ClassVar[type[Settings]] = InferenceNetSettings
     params: ClassVar[type[Params]] = InferenceNetParams
+    takes_response_format: ClassVar[bool] = True
+    #: The second one is OpenAI's newer name, which the open request object lets through.
+    token_limits: ClassVar[tuple[str, ...]] = ("max_tokens", "max_completion_tokens")
     states: ClassVar[Mapping[str, JobState]] = {
         "queued": JobState.PENDING,
         "in progress": JobState.PENDING,
@@ -106,7 +109,8 @@ class InferenceNet(Service):
 
     def describe_submit(self, request: ChatRequest, settings: InferenceNetSettings) -> Call:
         """Describe "Submit a background chat completion"."""
-        return self.post(f"/v1/{settings.async_prefix}/chat/completions", self.body_of(request, settings))
+        body = self.body_of(self.checked(request, settings))
+        return Call("POST", f"/v1/{settings.async_prefix}/chat/completions", body)
 
     def describe_look(self, job_id: str, settings: InferenceNetSettings) -> Call:
         """Describe "Read one generation"; it is never below the submission's prefix."""

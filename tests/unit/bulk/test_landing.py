@@ -65,7 +65,7 @@ def repair(world: World, run: Run, name: str) -> Any:
 
     async def sent() -> Any:
         async with world.client() as client:
-            return await Submission.of(run, client, budget, deadline=FAR, folder=f"repairs/{name}").run()
+            return await Submission(run, client, budget, deadline=FAR, folder=f"repairs/{name}").run()
 
     landing = repairs_of(run, name)
     run.ask_again(set(landing.repairs))

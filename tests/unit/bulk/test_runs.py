@@ -24,6 +24,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.ledger.records import Owner
 from airflow_provider_distribute.ledger.requests import RequestWriter
+from airflow_provider_distribute.models import ChatRequest
 from tests.unit.bulk.world import World, prompts, statuses
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -232,7 +233,7 @@ class TestResults:
         run, _ = world.take_up(prompts(2), **plan)
         world.land(run, repair=RequestWriter(world.directory(), "repairs/x"))
         run.ask_again({0, 1})
-        asked = dict(run.requests("repairs/x"))
+        asked = {asked.row: asked.request for asked in run.requests("repairs/x")}
         assert [message["role"] for message in asked[0].messages] == ["system", "user", "assistant", "user"]
         assert asked[0].messages[2]["content"] == "wrong"
         assert "Invalid JSON" in asked[0].messages[3]["content"]
@@ -263,12 +264,30 @@ class TestCosts:
         """Services leave it out or send it otherwise."""
         assert Tokens.counted(usage) is None
 
-    def test_an_estimate_takes_the_longest_answer(self) -> None:
-        """For each of n answers; text parts count, pictures do not."""
-        parts = [{"type": "text", "text": "x" * 40}, {"type": "image_url"}, "odd"]
-        body = {"messages": [{"content": parts}, {"content": None}], "max_tokens": 50, "n": 2}
-        assert Tokens.estimated(body) == Tokens(10 + 8, 100)
-        assert Tokens.estimated({"messages": []}).completion == 1024
+    @pytest.mark.parametrize(
+        ("content", "params", "tokens"),
+        [
+            ("x" * 40, {}, 10),
+            ([{"type": "text", "text": "x" * 40}, {"type": "image_url"}, "odd"], {}, 10),
+            (None, {}, 0),
+            ("請" * 40, {}, 30),
+            ("x" * 40, {"tools": [{"name": "x" * 400}], "temperature": 0.5}, 10 + 103),
+            ("x" * 40, {"response_format": {"schema": "x" * 400}}, 10 + 103),
+        ],
+        ids=["text", "parts", "nothing", "another script", "tools", "schema"],
+    )
+    def test_an_estimate_counts_what_the_model_reads(
+        self, world: World, content: Any, params: dict[str, Any], tokens: int
+    ) -> None:
+        """Text by its bytes, tools and schemas as well; pictures are not counted."""
+        request = ChatRequest(messages=({"role": "user", "content": content},), params=params)
+        assert Costs(world.settings).needs(request) == Tokens(tokens + 4, 600)
+
+    def test_a_limit_counts_an_answer_without_one_in_full(self, world: World) -> None:
+        """Distribute's -1 is no limit, and not an answer of one token."""
+        asked = [{"prompt": "x", "params": {"max_completion_tokens": limit, "n": 2}} for limit in (-1, 10)]
+        _, staged = world.take_up(asked)
+        assert staged.tokens.completion == 2 * 1024 + 2 * 10
 
     def test_no_limit_allows_everything(self) -> None:
         """And counts nothing."""

@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.exceptions import AccessDenied, BudgetSpent
+from airflow_provider_distribute.exceptions import AccessDenied, BudgetSpent, InvalidRequest
+from airflow_provider_distribute.services.distribute import Distribute
 from tests.unit.bulk.world import FAR, World, prompts
 
 if TYPE_CHECKING:
     from airflow_provider_distribute.bulk.submission import Submitted
+    from airflow_provider_distribute.models import ChatRequest, Settings
 
 NEVER_CONNECTED = httpx.ConnectError("refused")
 TAKEN_AND_LOST = httpx.ReadError("reset")
@@ -86,6 +88,37 @@ def test_a_refused_request_fails_its_row_only(world: World) -> None:
     submitted, state = send(world, 10)
     assert (submitted.accepted, submitted.refused) == (9, 1)
     assert "too odd" in state.refusals[3].message
+
+
+def test_refusals_are_told_at_rising_counts(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever watches learns at once that a model's name is wrong, and not once for each row."""
+    world.service.submit = lambda prompt, time: httpx.Response(400, json={"message": "no such model"})
+    submitted, _ = send(world, 10)
+    told = [record.getMessage() for record in caplog.records if "no such model" in record.getMessage()]
+    assert (submitted.refused, len(told)) == (10, 4)
+    assert told[0].startswith("'row-0': Distribute.AI answered 400")
+    assert [line.rpartition(". ")[2] for line in told] == [
+        f"{count} requests are refused so far." for count in (1, 2, 4, 8)
+    ]
+
+
+def test_what_grew_beyond_the_services_limits_fails_its_row_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair says more than its row did when it was checked; nothing of it is sent."""
+    run, staged = world.take_up(prompts(3))
+    check = Distribute.checked
+
+    def checked(self: Distribute, request: ChatRequest, settings: Settings) -> ChatRequest:
+        if request.messages[0]["content"] == "Question 1":
+            raise InvalidRequest(["messages: too long"])
+        return check(self, request, settings)
+
+    monkeypatch.setattr(Distribute, "checked", checked)
+    submitted = world.run(world.submit(run, staged))
+    state = run.journal.read()
+    assert (submitted.accepted, submitted.refused, world.service.paid) == (2, 1, 2)
+    assert "messages: too long" in state.refusals[1].message
 
 
 @pytest.mark.parametrize("policy", ["leave", "fail"])
@@ -181,7 +214,7 @@ def test_stopping_wakes_those_who_wait_for_a_turn(world: World) -> None:
     async def stopped() -> Submitted:
         async with world.client() as client:
             budget = run.budget(staged.costs)
-            sending = Submission.of(run, client, budget, deadline=FAR)
+            sending = Submission(run, client, budget, deadline=FAR)
             task = asyncio.create_task(sending.run())
             while not world.service.paid:  # noqa: ASYNC110  the service has no event
                 await asyncio.sleep(0.01)

@@ -24,6 +24,7 @@ from airflow_provider_distribute.exceptions import (
 from airflow_provider_distribute.ledger.records import Accepted, Intended, Ticket
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter
 from airflow_provider_distribute.models import Job, JobState
+from airflow_provider_distribute.services.distribute import Distribute
 from tests.unit.bulk.world import OWNER, World, prompts, question_in, statuses
 from tests.unit.clock import Clock
 from tests.unit.storage import Failing, Store
@@ -151,7 +152,7 @@ class TestTheInputIsGone:
         run, again = world.take_up(str(file), dedupe=True)
         assert again == staged
         assert "goes on with its own copy" in caplog.text
-        assert [prompt for _, prompt in run.requests()]
+        assert [asked.request for asked in run.requests()]
 
     def test_a_retry_without_the_package_of_the_storage_goes_on_with_the_copy(
         self, world: World, caplog: pytest.LogCaptureFixture
@@ -160,7 +161,7 @@ class TestTheInputIsGone:
         run, _ = world.take_up(prompts(3))
         run, _ = world.take_up("odd://bucket/input.jsonl")
         assert "it cannot be opened (ValueError: " in caplog.text
-        assert [row for row, *_ in run.requests()] == [0, 1, 2]
+        assert [asked.row for asked in run.requests()] == [0, 1, 2]
 
     def test_other_arguments_need_the_input(self, world: World, file: Path) -> None:
         """The copy was made with the old ones."""
@@ -221,6 +222,31 @@ def test_a_change_is_named(timeless: World, change: dict[str, Any], what: str) -
     asked = prompts(5) if change else ["Something else"]
     with pytest.raises(InputChanged, match=rf"What differs: {what} \(5 rows then, {len(asked)} now\)"):
         timeless.take_up(asked, **change)
+
+
+def test_what_a_service_adds_to_a_request_is_not_kept(
+    timeless: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that sends another default is none the wiser, and the run in flight is no other one."""
+    asked = [{"prompt": "Why?", "params": {"temperature": 1}, "metadata": {"k": 1}}, *prompts(1)]
+    run, _ = timeless.take_up(asked)
+    assert [line["request"] for line in run.lines()] == [
+        {
+            "messages": [{"role": "user", "content": "Why?"}],
+            "model": "Llama-3.1 8B",
+            "params": {"temperature": 1.0},
+            "metadata": {"k": "1"},
+        },
+        {
+            "messages": [{"role": "user", "content": "Question 0"}],
+            "model": "Llama-3.1 8B",
+            "params": {},
+            "metadata": {},
+        },
+    ]
+    monkeypatch.setattr(Distribute, "defaults", {"max_completion_tokens": 500})
+    timeless.attempt(asked)
+    assert [body["max_completion_tokens"] for body in timeless.service.bodies] == [500, 500]
 
 
 class TestShards:

@@ -40,7 +40,7 @@ def plan_for(url: str) -> Plan:
 async def send(run: Run, budget: object) -> None:
     """Submit what is missing."""
     async with await AsyncClient.open(run.plan.settings) as client:
-        await Submission.of(run, client, budget, deadline=time.time() + 120).run()  # type: ignore[arg-type]
+        await Submission(run, client, budget, deadline=time.time() + 120).run()  # type: ignore[arg-type]
 
 
 async def collect(directory: Directory, plan: Plan) -> None:

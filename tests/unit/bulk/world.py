@@ -204,7 +204,7 @@ class World:
     async def _send(self, run: Run, estimates: Any, **more: Any) -> Submitted:
         budget = await asyncio.to_thread(run.budget, estimates)
         async with self.client() as client:
-            return await Submission.of(run, client, budget, **more).run()
+            return await Submission(run, client, budget, **more).run()
 
     async def collect(self, *, deadline: float = FAR, poke_interval: float = 0.1) -> Collection:
         """Wait for what is running."""

@@ -675,6 +675,17 @@ class TestRequests:
             for name in params:
                 assert f"params.{name}: has its own argument" in str(caught.value)
 
+    def test_a_checked_request_holds_what_the_author_asks(self, contract: Contract) -> None:
+        """With the model, and without what is only added when it is sent, so that it can be kept for days."""
+        request = self.request(params={"top_p": 1, "n": None}, metadata={"k": "v"})
+        settings = contract.settings(model="theirs")
+        checked = contract.service.checked(request, settings)
+        assert checked == request.model_copy(update={"model": "theirs", "params": {"top_p": 1.0}})
+        assert contract.service.checked(checked, settings) == checked
+        assert contract.service.describe_submit(checked, settings) == contract.service.describe_submit(
+            request, settings
+        )
+
     def test_several_problems_at_once(self, contract: Contract) -> None:
         """Everything wrong with a request is said in one message, with the way out at its end."""
         request = self.request(params={"n": "many", "stream": True})

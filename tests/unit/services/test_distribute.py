@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -221,3 +222,22 @@ def test_grace_is_the_connections() -> None:
     """Right after the submission a 404 means *not yet*; for how long is a setting."""
     assert SERVICE.not_found_grace(DISTRIBUTE.settings()) == 30.0
     assert SERVICE.not_found_grace(DISTRIBUTE.settings(not_found_grace="5")) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens"),
+    [
+        ({}, 600),
+        ({"max_completion_tokens": 50}, 50),
+        ({"max_completion_tokens": 50, "n": 2}, 100),
+        ({"max_completion_tokens": -1}, 1000),
+        ({"max_completion_tokens": -1, "n": 2}, 2000),
+        ({"max_completion_tokens": "50", "n": "two"}, 1000),
+        ({"max_completion_tokens": math.inf}, 1000),
+        ({"max_tokens": 50}, 600),
+    ],
+    ids=str,
+)
+def test_the_tokens_of_the_answers(params: dict[str, Any], tokens: int) -> None:
+    """All of them; what is sent where nothing is said counts, and -1 is no limit."""
+    assert SERVICE.answer_tokens(ChatRequest.parse("x", params=params), unlimited=1000) == tokens

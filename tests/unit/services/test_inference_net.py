@@ -188,3 +188,20 @@ def test_a_failed_job(fields: dict[str, Any], reason: str) -> None:
 def test_not_found_is_always_not_yet() -> None:
     """The vendor's own sample waits on 404: only the deadline ends that."""
     assert SERVICE.not_found_grace(INFERENCE_NET.settings()) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens"),
+    [
+        ({}, 1000),
+        ({"max_tokens": 50}, 50),
+        ({"max_tokens": 50, "n": 2}, 100),
+        ({"max_completion_tokens": 70}, 70),
+        ({"max_tokens": 50, "max_completion_tokens": 70}, 70),
+        ({"max_tokens": 0}, 1000),
+    ],
+    ids=str,
+)
+def test_the_tokens_of_the_answers(params: dict[str, Any], tokens: int) -> None:
+    """All of them, by either name of the limit; of two the higher one."""
+    assert SERVICE.answer_tokens(ChatRequest.parse("x", params=params), unlimited=1000) == tokens
