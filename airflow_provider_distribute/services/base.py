@@ -158,7 +158,7 @@ class Service(ABC):
             except ValidationError as error:
                 problems += [f"params.{problem}" for problem in problems_in(error)]
         if problems:
-            raise InvalidRequest([*problems, *self._way_out(problems)])
+            raise InvalidRequest([*problems, *self.way_out(problems)])
         checked = request.model_copy(update={"model": model, "params": params})
         self.size_of(checked)
         return checked
@@ -205,7 +205,8 @@ class Service(ABC):
             return job_id
         raise RequestRefused(f"{clipped(repr(job_id))} is no job id: nothing was asked", service=self.name)
 
-    def _way_out(self, problems: Sequence[str]) -> list[str]:
+    def way_out(self, problems: Sequence[str]) -> list[str]:
+        """Return what may be done about problems, for the end of a message."""
         ways = []
         if any(problem.startswith("params.") for problem in problems):
             ways.append(f"{self.title} documents the params {', '.join(sorted(self.params.model_fields))}")

@@ -4,17 +4,19 @@
 inference.net's background chat: ``POST /v1/slow/chat/completions``, then ``GET /v1/generation/{id}``.
 
 Source: docs.inference.net, "Async inference" (overview), and the vendor's public sample
-context-labs/group-async-inference-example-py for what a 404 on a look means.
+context-labs/group-async-inference-example-py for what a 404 on a look means; "Vision" for images.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
+from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
 from airflow_provider_distribute.services.base import (
     Call,
@@ -35,6 +37,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_distribute.models import ChatRequest
 
+
+#: The documented kinds of images.
+_IMAGE = re.compile(r"data:image/(?:png|jpe?g|gif|webp)[;,]", re.IGNORECASE)
+#: Images of a request, and bytes of a body that holds one ("under 1 MB", read as the larger of its two
+#: meanings). Documented for vision input only, on an older page than the rest.
+MOST_IMAGES = 2
+LARGEST_BODY = 1024 * 1024
 
 #: What may stand in a path segment as it is (RFC 3986): HTTP libraries disagree on whether to unquote it.
 PATH_SAFE = "!$&'()*,;=:@"
@@ -71,6 +80,16 @@ class InferenceNetParams(Params):
     stream: Literal[False] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
+
+
+def _images_in(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Return each image's URL, with the place of its message."""
+    return [
+        (place, str(mapping_or_empty(part.get("image_url")).get("url", "")))
+        for place, message in enumerate(messages)
+        for part in mappings_in(message.get("content"))
+        if part.get("type") == "image_url"
+    ]
 
 
 class InferenceNet(Service):
@@ -121,14 +140,27 @@ class InferenceNet(Service):
         return math.inf
 
     def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Images travel as data URIs only."""
-        return [
-            f"messages.{place}: images must be data URIs, remote links are not accepted"
-            for place, message in enumerate(messages)
-            for part in mappings_in(message.get("content"))
-            if part.get("type") == "image_url"
-            and not str(mapping_or_empty(part.get("image_url")).get("url", "")).startswith("data:")
-        ]
+        """At most two images, as data URIs, of four kinds."""
+        images = _images_in(messages)
+        problems = []
+        for place, url in images:
+            if not url.startswith("data:"):
+                problems.append(f"messages.{place}: images must be data URIs, remote links are not accepted")
+            elif not _IMAGE.match(url):
+                problems.append(f"messages.{place}: images must be png, jpg, gif or webp")
+        if len(images) > MOST_IMAGES:
+            problems.append(f"messages: {len(images)} images, and a request may have {MOST_IMAGES}")
+        return problems
+
+    def checked(self, request: ChatRequest, settings: Settings) -> ChatRequest:
+        """Bodies with images have a limit."""
+        checked = super().checked(request, settings)
+        if not settings.allow_undocumented_params and _images_in(checked.messages):
+            size = self.size_of(checked)
+            if size >= LARGEST_BODY:
+                problem = f"messages: the body has {size} bytes; with images it must have less than 1 MB"
+                raise InvalidRequest([problem, *self.way_out([problem])])
+        return checked
 
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
         """Read a generation: ``response`` may be missing or null, ``stateMessage`` says why it failed."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -119,6 +120,49 @@ def test_data_uris_are_images() -> None:
     """The documented form of an image passes."""
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     assert submitted([{"role": "user", "content": [part]}])["messages"][0]["content"] == [part]
+
+
+def image(kind: str = "png", size: int = 4) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64," + "A" * size}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "documented"),
+    [("png", True), ("jpg", True), ("jpeg", True), ("GIF", True), ("webp", True), ("svg+xml", False)],
+)
+def test_images_are_of_four_kinds(kind: str, documented: bool) -> None:
+    """Others are refused before anything is paid."""
+    asked = [{"role": "user", "content": [image(kind)]}]
+    if documented:
+        submitted(asked)
+    else:
+        with pytest.raises(InvalidRequest, match=r"messages\.0: images must be png, jpg, gif or webp"):
+            submitted(asked)
+
+
+def test_a_request_has_two_images() -> None:
+    """In all of its messages together; the setting lets more through."""
+    two = {"role": "user", "content": [image(), image()]}
+    submitted([two])
+    with pytest.raises(
+        InvalidRequest, match=r"4 images, and a request may have 2.*allow_undocumented_params"
+    ):
+        submitted([two, two])
+    submitted([two, two], allow_undocumented_params=True)
+
+
+def test_a_body_with_images_is_under_a_megabyte() -> None:
+    """Of a body without any, no limit is documented."""
+    asked = [{"role": "user", "content": [image(size=0)]}]
+    rest = len(json.dumps(submitted(asked), separators=(",", ":")))
+    fits, too_large = (
+        [{"role": "user", "content": [image(size=2**20 - rest - 1 + more)]}] for more in (0, 1)
+    )
+    submitted(fits)
+    with pytest.raises(InvalidRequest, match=r"1048576 bytes; with images .* less than 1 MB.*allow_undoc"):
+        submitted(too_large)
+    submitted(too_large, allow_undocumented_params=True)
+    submitted("x" * 2**20)
 
 
 def test_a_successful_job() -> None:
