@@ -421,13 +421,16 @@ class AsyncClient(_Wire):
 _NO_SUCH_JOB = "00000000-0000-4000-8000-000000000000"
 
 
+_ENCODINGS = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
+
+
 def _whole(answer: httpx.Response, body: bytes) -> httpx.Response:
-    """Return the answer with its body read; it is decoded already, so the encoding headers go."""
-    headers = [
-        (name, value)
-        for name, value in answer.headers.multi_items()
-        if name not in ("content-encoding", "content-length", "transfer-encoding")
-    ]
+    """
+    Return the answer with its body read; it is decoded already, so the encoding headers go.
+
+    The others stay the bytes they are: nothing says that they are text.
+    """
+    headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _ENCODINGS]
     return httpx.Response(answer.status_code, headers=headers, content=body, request=answer.request)
 
 

@@ -16,9 +16,9 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -72,12 +72,12 @@ class Call:
 
     :param method: HTTP method.
     :param path: Path below the base URL, ids in it already quoted.
-    :param body: JSON body.
+    :param body: JSON body. It holds prompts, so it is not shown.
     """
 
     method: str
     path: str
-    body: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Params(BaseModel):
@@ -328,8 +328,8 @@ class Service(ABC):
         """
         status, retry_after = answer.status_code, retry_after_of(answer)
         said = f"{self.title} answered {status}{quoted(answer)}"
-        if status in _DENIED:
-            return self.denied(status, quoted(answer))
+        if status == 401 or (status in _DENIED and not _is_page(answer)):
+            return self.denied(status, f"{quoted(answer)} to a look at job {job_id!r}")
         its_own = _is_object(answer.content)
         if status == 404 and its_own:
             return JobNotFound(f"{said} for job {job_id!r}", service=self.name, status=status)
@@ -414,10 +414,40 @@ def parse_object(content: bytes) -> Mapping[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise Unreadable(f"a JSON {type(value).__name__} instead of an object")
-    if "\\u" in text or text.count("[") + text.count("{") > DEEPEST:
+    # A walk through all of it takes seconds where each token comes with its log probabilities.
+    if _SUSPECT.search(text) and not _is_storable(value):
         cleaned: Mapping[str, Any] = storable(value, DEEPEST)
         return cleaned
+    if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+        raise Unreadable(_TOO_DEEP)
     return value
+
+
+def _is_storable(value: object) -> bool:
+    """Return whether its strings are; a NUL that is spelt out counts as one."""
+    try:
+        return b"\\u0000" not in json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    holders = [value]
+    for _ in range(levels + 1):
+        holders = [
+            item
+            for holder in holders
+            for item in (holder.values() if isinstance(holder, dict) else cast("list[Any]", holder))
+            if isinstance(item, dict | list)
+        ]
+        if not holders:
+            return False
+    return True
+
+
+def _is_page(answer: httpx.Response) -> bool:
+    """Return whether an answer is for people: a firewall's, say, that takes us for a robot for a while."""
+    return "html" in answer.headers.get("content-type", "").lower()
 
 
 def _is_object(content: bytes) -> bool:
@@ -434,6 +464,9 @@ def _finite(digits: str) -> float | None:
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+#: An escape that may stand for one of them, or for half of another character.
+_SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_TOO_DEEP = f"JSON nested more than {DEEPEST} levels deep"
 
 
 def storable(value: Any, levels: int) -> Any:
@@ -444,7 +477,7 @@ def storable(value: Any, levels: int) -> Any:
     :raises Unreadable: it is nested deeper.
     """
     if levels < 0:
-        raise Unreadable(f"JSON nested more than {DEEPEST} levels deep")
+        raise Unreadable(_TOO_DEEP)
     match value:
         case str():
             return _UNSTORABLE.sub("\ufffd", value)

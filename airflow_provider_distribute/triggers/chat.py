@@ -13,14 +13,15 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from pydantic import Field, ValidationError
 
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid
-from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.connection import with_connection
 from airflow_provider_distribute.triggers.metrics import metered_pool
 from airflow_provider_distribute.triggers.settling import until_settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from airflow_provider_distribute.models import Settings
     from airflow_provider_distribute.waiting.pool import Waited
 
 __all__ = ["AsyncChatTrigger", "WaitOutcome"]
@@ -144,17 +145,20 @@ class AsyncChatTrigger(BaseTrigger):
 
     async def _wait(self, order: _Order) -> WaitOutcome:
         pending = dict.fromkeys(order.job_ids)
-        settings = await async_settings(order.conn_id)
-        self.log.info("Waiting for %d jobs on connection %r.", len(pending), order.conn_id)
-        try:
+
+        async def wait(settings: Settings) -> Waited:
+            self.log.info("Waiting for %d jobs on connection %r.", len(pending), order.conn_id)
             async with metered_pool(settings) as pool:
-                waited = await pool.wait(
+                return await pool.wait(
                     order.job_ids,
                     deadline=order.deadline,
                     poke_interval=order.poke_interval,
-                    on_end=lambda job: pending.pop(job.job_id),
+                    on_end=lambda job: pending.pop(job.job_id, None),
                     logger=self.log,
                 )
+
+        try:
+            waited = await with_connection(order.conn_id, wait, until=order.deadline, logger=self.log)
         except asyncio.CancelledError:
             self.log.warning(
                 "Waiting stopped here with %d jobs pending: %s. They cannot be cancelled: they go on at the "

@@ -193,6 +193,7 @@ class Pool:
         self._open_client = open_client or _opened
         self._service = SERVICES[settings.service]
         self._grace = self._service.not_found_grace(settings)
+        self._patience = settings.connect_timeout + settings.timeout
         self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self._schedule = Schedule(rng=self._rng)
         self._backoff = BACKOFF
@@ -387,16 +388,26 @@ class Pool:
     async def _look(self, client: AsyncClient, job_id: str) -> None:
         job: Job | None
         try:
-            job = await client.look(job_id)
+            async with asyncio.timeout(self._patience):
+                job = await client.look(job_id)
         except JobNotFound:
             job = self._not_found(job_id)
         except RequestRefused as error:
             job = self._service.withheld(job_id, error)
         except AccessDenied as error:
-            self._break(error)
+            self._denied(job_id, error)
             return
         except ServiceError as error:
             self._unanswered(client, job_id, error)
+            return
+        except TimeoutError:
+            late = self._service.unavailable(f"did not answer within {self._patience:.0f} s")
+            self._unanswered(client, job_id, late)
+            return
+        except Exception as error:
+            log.exception("A look broke on something unforeseen.")
+            odd = self._service.unavailable(f"answered something unforeseen ({type(error).__name__})")
+            self._unanswered(client, job_id, odd)
             return
         else:
             self._unfound_since.pop(job_id, None)
@@ -442,6 +453,7 @@ class Pool:
             return
         if job_id not in self._waiters:
             return
+        self._unfound_since.pop(job_id, None)
         failures = self._failures[job_id] = self._failures.get(job_id, 0) + 1
         self._schedule.failed(job_id, now=now, retry_in=self._backoff.delay(failures, self._rng))
         follows = "The job goes on; it is looked at again until the deadline"
@@ -455,6 +467,15 @@ class Pool:
     def _tell(self, line: str, waiters: Iterable[_Waiter]) -> None:
         for waiter in waiters:
             waiter.tell(line)
+
+    def _denied(self, job_id: str, error: AccessDenied) -> None:
+        """End all waits on a key that is wrong; 402 and 403 may be about one job, of another account."""
+        if error.status == 401:
+            self._break(error)
+            return
+        self._schedule.discard(job_id)
+        for waiter in self._waiters.get(job_id, ()):
+            waiter.broken(error)
 
     def _break(self, error: BaseException) -> None:
         self._schedule = Schedule(rng=self._rng)

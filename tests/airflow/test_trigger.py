@@ -6,23 +6,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_distribute.hooks import HOOKS
+from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.services.base import same_word
 from airflow_provider_distribute.testing import InferenceEmulator
+from airflow_provider_distribute.triggers import connection as trigger_connection
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from tests.airflow.supervisor import deserialize, first_event, serialize
 from tests.airflow.wire import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_mock import MockerFixture
 
     from tests.airflow.clock import Clock
     from tests.airflow.conftest import Log, Metrics
@@ -137,12 +143,73 @@ def test_what_a_person_has_to_do_is_refused(
     assert "another-key" not in event["message"]
 
 
-def test_missing_connection_is_refused(life: Callable[..., Life], wire: Wire) -> None:
-    """The name of the connection is in the message."""
+@pytest.mark.parametrize("how", ["missing", "broken"])
+def test_connection_that_cannot_be_read_for_a_while(
+    how: str,
+    service: str,
+    wire: Wire,
+    job_ids: list[str],
+    life: Callable[..., Life],
+    mocker: MockerFixture,
+    log: Log,
+) -> None:
+    """A secrets backend that does not answer for two minutes fails nobody, and is told now and then."""
+    back = wire.clock.now + 120
+    trouble = AirflowNotFoundException("not defined") if how == "missing" else ConnectionError("no vault")
+
+    async def look_up(conn_id: str) -> Any:
+        if wire.clock.now < back:
+            raise trouble
+        return await async_settings(conn_id)
+
+    mocker.patch.object(trigger_connection, "async_settings", look_up)
     with life(None).supervised():
-        event = run(wire.clock, AsyncChatTrigger("nowhere", ["a"], wire.clock.now + 60, 30.0))
+        event = run(wire.clock, trigger_for(service, wire, job_ids))
+    assert event == {"verdict": "ended", "succeeded": 3}
+    assert 2 <= len(set(re.findall(r"cannot be read .* trying again in (\d+) s", log.text))) <= 4
+
+
+def test_missing_connection_is_refused(life: Callable[..., Life], wire: Wire) -> None:
+    """It is looked for up to the deadline; then its name is in the message."""
+    deadline = wire.clock.now + 600
+    with life(None).supervised():
+        event = run(wire.clock, AsyncChatTrigger("nowhere", ["a"], deadline, 30.0))
     assert event["verdict"] == "refused"
     assert "nowhere" in event["message"]
+    assert deadline - 60 < wire.clock.now <= deadline
+
+
+def test_clear_while_the_connection_cannot_be_read(wire: Wire, life: Callable[..., Life], log: Log) -> None:
+    """The jobs that go on are named all the same."""
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(
+            first_event(AsyncChatTrigger("nowhere", ["job-a"], wire.clock.now + 600, 30.0))
+        )
+        await asyncio.sleep(60)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+
+    with life(None).supervised():
+        wire.clock.run(main())
+    assert "1 jobs pending: job-a. They cannot be cancelled" in log.text
+
+
+@pytest.mark.parametrize("wire", [{"key": None}], indirect=True)
+def test_key_that_is_changed_while_a_task_waits(
+    service: str, wire: Wire, job_ids: list[str], connections: Callable[..., None]
+) -> None:
+    """The old key is revoked, and the connection has the new one already: waiting goes on with it."""
+
+    async def main() -> dict[str, Any]:
+        waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, job_ids)))
+        await asyncio.sleep(60)
+        connections(f"{service}_default", password="another-key")
+        wire.fault("401", count=1)
+        event: dict[str, Any] = await waiting
+        return event
+
+    assert wire.clock.run(main()) == {"verdict": "ended", "succeeded": 3}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

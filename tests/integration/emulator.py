@@ -45,7 +45,10 @@ class EmulatorProcess:
             ],
             log=log,
         )  # fmt: skip
-        self._control = httpx.Client(timeout=10, trust_env=False)
+        # One connection for good: it is counted with those of the tasks.
+        self._control = httpx.Client(
+            timeout=10, trust_env=False, limits=httpx.Limits(max_connections=1, keepalive_expiry=None)
+        )
 
     def __enter__(self) -> Self:
         self._process.start()

@@ -620,6 +620,12 @@ class Opens(Backoff):
 class TestRealServer:
     """Bytes over the loopback interface, so that the transports' own behaviour is part of the test."""
 
+    def test_a_header_that_is_not_text(self, contract: Contract, drive_real: DriveReal) -> None:
+        """Any bytes may stand in a header; the request was accepted all the same."""
+        odd = {"X-Region": "Z\u00fcrich"}
+        with Server(answers(contract.ticket("job-1").content, headers=odd)) as server:
+            assert drive_real(server.url).submit(REQUEST) == "job-1"
+
     def test_a_refused_connection_is_sent_again(self, contract: Contract, drive_real: DriveReal) -> None:
         """Nothing was sent, so the request goes out again once somebody listens."""
         with Server(answers(contract.ticket("job-1").content), listening=False) as server:

@@ -30,6 +30,7 @@ from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.services.base import (
     DEEPEST,
     QUOTED_CHARACTERS,
+    Call,
     Unreadable,
     completion_fields,
     instant,
@@ -495,6 +496,20 @@ class TestReading:
         assert value is None or read == value
         json.dumps(read, allow_nan=False, ensure_ascii=False).encode()
 
+    @pytest.mark.parametrize(
+        ("text", "read"),
+        [
+            (rb'{"a": "\ud83d\ude00"}', "\U0001f600"),
+            (rb'{"a": "\ude00\ud83d"}', "\ufffd\ufffd"),
+            (rb'{"a": "\\ud83d\ude00"}', "\\ud83d\ufffd"),
+            (rb'{"a": "\u0000"}', "\ufffd"),
+            (rb'{"a": "\\u0000"}', "\\u0000"),
+        ],
+    )
+    def test_escapes(self, text: bytes, read: str) -> None:
+        """Half a character and a NUL are replaced; whole ones, and backslashes that escape nothing, stay."""
+        assert parse_object(text) == {"a": read}
+
     def test_depth_is_bounded(self) -> None:
         """Whoever stores or prints a result walks it recursively: no answer may exhaust the stack."""
         at_the_limit = b'{"a": ' + b"[" * DEEPEST + b"]" * DEEPEST + b"}"
@@ -757,3 +772,8 @@ class TestRequests:
         for state, word in contract.words.items():
             job = contract.service.read_job("j", answer(200, contract.look(change(word)).content))
             assert job.state == state
+
+
+def test_a_described_call_does_not_show_its_body() -> None:
+    """It holds prompts, and what is shown ends up in a log."""
+    assert "secret plans" not in repr(Call("POST", "/path", {"messages": "secret plans"}))

@@ -316,6 +316,20 @@ class TestNotFound:
 
         scene.play(act())
 
+    def test_what_is_in_between_is_no_grace(self, clock: Clock) -> None:
+        """The grace is for a service that says so all the while: an outage between two 404s is none of it."""
+        scene = Scene(clock, DISTRIBUTE, not_found_grace=120)
+
+        async def act() -> None:
+            scene.ends = {"a": (1300.0, "succeeded")}
+            missing, outage = DISTRIBUTE.not_found(), httpx.Response(503)
+            scene.instead = lambda job_id: (
+                missing if scene.now < 5 or 1200 <= scene.now < 1230 else outage if scene.now < 1200 else None
+            )
+            assert (await scene.wait("a")).succeeded == 1
+
+        scene.play(act())
+
     def test_being_found_ends_the_grace(self, clock: Clock) -> None:
         """The time counts from the first of several 404s in a row."""
         scene = Scene(clock, DISTRIBUTE, not_found_grace=120)
@@ -622,6 +636,34 @@ class TestTrouble:
 
         scene.play(act())
 
+    @pytest.mark.parametrize("status", [402, 403])
+    def test_one_job_of_another_account_ends_only_its_own_wait(self, scene: Scene, status: int) -> None:
+        """Somebody waits for an id that the key may not see; the others' jobs are none of that."""
+
+        async def act() -> None:
+            scene.ends = {"a": (100.0, "succeeded")}
+            denied = httpx.Response(status, json={"message": "not yours"})
+            scene.instead = lambda job_id: denied if job_id == "b" else None
+            good, bad = await asyncio.gather(scene.wait("a"), scene.wait("b"), return_exceptions=True)
+            assert isinstance(good, Waited)
+            assert isinstance(bad, AccessDenied)
+            assert "job 'b'" in str(bad)
+            await asyncio.sleep(HOUR)
+            assert scene.is_tidy()
+
+        scene.play(act())
+
+    def test_a_firewalls_page_ends_no_wait(self, scene: Scene) -> None:
+        """A robot check answers 403 with HTML for a while, whatever the key."""
+
+        async def act() -> None:
+            page = httpx.Response(403, html="<h1>Just a moment...</h1>")
+            scene.ends = {"a": (0.0, "succeeded")}
+            scene.instead = lambda job_id: page if scene.now < 300 else None
+            assert (await scene.wait("a")).succeeded == 1
+
+        scene.play(act())
+
     def test_whoever_is_finished_is_not_failed(self, scene: Scene) -> None:
         """A rejected key does not take back results that are there: both answers come in one instant."""
 
@@ -783,19 +825,37 @@ class TestTrouble:
 
         scene.play(act())
 
-    def test_a_broken_look_fails_everybody(self, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-        """A mistake of ours ends all waits instead of leaving them to hang; the log has its trace."""
+    def test_a_broken_look_is_one_without_an_answer(
+        self, scene: Scene, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A mistake of ours, or an answer nobody thought of, costs a look and no job; the log has its trace."""
 
         async def act() -> None:
-            scene.instead = lambda job_id: RuntimeError("a mistake")
-            outcomes = await asyncio.gather(scene.wait("a"), scene.wait("b"), return_exceptions=True)
-            assert [str(outcome) for outcome in outcomes] == ["a mistake", "a mistake"]
+            scene.ends = {"a": (0.0, "succeeded"), "b": (0.0, "succeeded")}
+            scene.instead = lambda job_id: RuntimeError("a mistake") if scene.now < 60 else None
+            assert (await scene.wait("a", "b")).succeeded == 2
             await asyncio.sleep(HOUR)
             assert scene.is_tidy()
 
         scene.play(act())
-        assert "A look broke; the pool's waiters fail." in caplog.text
+        assert "answered something unforeseen (RuntimeError)" in caplog.text
         assert "RuntimeError: a mistake" in caplog.text
+
+    def test_a_look_that_never_comes_back(self, scene: Scene) -> None:
+        """A server that sends a header now and then keeps nobody beyond the connection's timeouts."""
+
+        async def act() -> None:
+            scene.ends = {"a": (0.0, "succeeded")}
+            scene.latency = HOUR
+            heard = Heard()
+            waiting = asyncio.create_task(scene.wait("a", logger=heard.logger))
+            await asyncio.sleep(100)
+            scene.latency = 0.05
+            assert (await waiting).succeeded == 1
+            assert scene.now < 200
+            assert "did not answer within 70 s" in heard.warnings[0]
+
+        scene.play(act())
 
     def test_a_client_that_cannot_be_made_fails_everybody(
         self, scene: Scene, caplog: pytest.LogCaptureFixture
