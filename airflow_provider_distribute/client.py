@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: A larger answer is not read. The largest documented payload is 10 MB.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
+#: Bytes from which on an answer is read in a thread, beside the event loop.
+_LARGE = 64 * 1024
 #: Seconds for which a request that was not accepted is sent again, unless the caller gives a deadline.
 RESEND_WINDOW = 3600.0
 #: Idle connections stay open this long, in seconds: longer than the usual pause between two looks.
@@ -213,7 +215,10 @@ class Client(_Wire):
         :raises AccessDenied: 401, 402, 403.
         :raises RequestRefused: the service will not show it.
         """
-        return self.service.read_job(job_id, self._asked(job_id))
+        return self._read(job_id, self._asked(job_id))
+
+    def _read(self, job_id: str, answer: httpx.Response) -> Job:
+        return self.service.read_job(job_id, answer)
 
     def _asked(self, job_id: str) -> httpx.Response:
         try:
@@ -361,7 +366,13 @@ class AsyncClient(_Wire):
         :raises AccessDenied: 401, 402, 403.
         :raises RequestRefused: the service will not show it.
         """
-        return self.service.read_job(job_id, await self._asked(job_id))
+        return await self._read(job_id, await self._asked(job_id))
+
+    async def _read(self, job_id: str, answer: httpx.Response) -> Job:
+        # Reading an answer with log probabilities takes up to half a second.
+        if len(answer.content) > _LARGE:
+            return await asyncio.to_thread(self.service.read_job, job_id, answer)
+        return self.service.read_job(job_id, answer)
 
     async def _asked(self, job_id: str) -> httpx.Response:
         try:

@@ -31,7 +31,7 @@ _SLOWEST = 60.0
 _ONE_STORM = 1.0
 #: A success gives back this share of a request per second.
 _RECOVERY = 0.1
-#: Without a ceiling the limit is lifted again once it is this many times what the service last refused.
+#: Without a ceiling the limit is lifted again once it is this many times the rate at which a storm began.
 _LIFTED_AT = 4.0
 #: Who comes at most this many seconds late was kept from its turns, and makes them up as far as the window
 #: lets it. Who comes later had nothing to send, and begins one by one.
@@ -83,6 +83,7 @@ class RateLimit:
         self._paused_until = -math.inf
         self._storm_until = -math.inf
         self._refused_rate = math.inf
+        self._answered = True
         self._sent: deque[float] = deque(maxlen=1024 if per_second is None else math.ceil(per_second))
 
     @property
@@ -123,8 +124,10 @@ class RateLimit:
         if now < self._storm_until:
             return False
         self._storm_until = max(now + _ONE_STORM, self._paused_until)
-        self._refused_rate = self._rate if self._rate < math.inf else self._observed(now)
-        self._rate = max(1 / _SLOWEST, self._refused_rate / 2)
+        rate = self._rate if self._rate < math.inf else self._observed(now)
+        if self._answered:
+            self._refused_rate, self._answered = rate, False
+        self._rate = max(1 / _SLOWEST, rate / 2)
         self._turn = self._paused_until
         return True
 
@@ -134,6 +137,7 @@ class RateLimit:
 
     def succeeded(self) -> None:
         """Report an answer that was not a refusal; the rate grows back towards the ceiling."""
+        self._answered = True
         if self._rate == self.ceiling:
             return
         self._rate = min(self.ceiling, self._rate + _RECOVERY)

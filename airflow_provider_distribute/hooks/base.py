@@ -48,23 +48,29 @@ def settings_from(connection: Connection) -> Settings:
         raise ConnectionInvalid(conn_id, [f"its type is {connection.conn_type!r}, not {known}"])
     service = SERVICES[conn_type]
     extras = service.settings.extras()
+    problems, extra = [], _extra_of(connection)
+    if extra is None:
+        problems, extra = ["extra: is not a JSON object"], {}
     # What has a field of its own in the form, or none at all, is not to slip in by its name in our code.
-    fields = {name if name in extras else f"extra.{name}": it for name, it in _extra_of(connection).items()}
+    fields = {name if name in extras else f"extra.{name}": it for name, it in extra.items()}
     fields["api_key"] = connection.password
     if connection.host:
         fields["base_url"] = _base_url_of(connection)
-    return service.settings.parse(conn_id, fields)
-
-
-def _extra_of(connection: Connection) -> dict[str, Any]:
-    # Connection.extra_dejson answers {} to an extra that is not JSON, which would hide a typo.
     try:
+        settings = service.settings.parse(conn_id, fields)
+    except ConnectionInvalid as error:
+        raise ConnectionInvalid(conn_id, [*problems, *error.problems]) from None
+    if problems:
+        raise ConnectionInvalid(conn_id, problems)
+    return settings
+
+
+def _extra_of(connection: Connection) -> dict[str, Any] | None:
+    # Connection.extra_dejson answers {} to an extra that is not JSON, which would hide a typo.
+    with contextlib.suppress(ValueError):
         extra = json.loads(connection.extra or "{}")
-    except ValueError:
-        extra = None
-    if not isinstance(extra, dict):
-        raise ConnectionInvalid(connection.conn_id, ["extra: is not a JSON object"])
-    return extra
+        return extra if isinstance(extra, dict) else None
+    return None
 
 
 def _base_url_of(connection: Connection) -> str:

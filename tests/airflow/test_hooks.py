@@ -146,7 +146,15 @@ def test_key_is_in_no_message(connections: Callable[..., None]) -> None:
 def test_extra_that_is_no_json_object_is_refused(extra: str) -> None:
     """A typo in the extra is not taken for an empty extra."""
     connection = Connection(conn_id="typo", conn_type="distribute", password=KEY, extra=extra)
-    with pytest.raises(ConnectionInvalid, match="extra: is not a JSON object"):
+    with pytest.raises(ConnectionInvalid) as caught:
+        settings_from(connection)
+    assert caught.value.problems == ("extra: is not a JSON object",)
+
+
+def test_extra_that_is_no_json_object_hides_nothing() -> None:
+    """What else is wrong is told in the same message."""
+    connection = Connection(conn_id="typo", conn_type="distribute", password="", extra="model=m")
+    with pytest.raises(ConnectionInvalid, match=r"extra: is not .*; password: the API key is missing"):
         settings_from(connection)
 
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import logging
 import socket
+import threading
 import ssl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit
+from airflow_provider_distribute.services.base import Service
 from tests.unit.contracts import KEY
 from tests.unit.server import (
     Server,
@@ -48,6 +50,8 @@ from tests.unit.server import (
 
 if TYPE_CHECKING:
     import random
+
+    from airflow_provider_distribute.models import Job
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.unit.clock import Clock
@@ -158,6 +162,26 @@ class TestWhatGoesOut:
         caller, _ = drive(httpx.Response(302, headers={"Location": location}))
         with pytest.raises(Unavailable):
             caller.look("job-1")
+
+
+@pytest.mark.parametrize(("characters", "beside"), [(10, False), (100_000, True)])
+async def test_a_large_answer_is_read_beside_the_event_loop(
+    contract: Contract, characters: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading megabytes would hold up everybody else who waits."""
+    readers: list[threading.Thread] = []
+    read_job = Service.read_job
+
+    def noted(self: Service, job_id: str, given: httpx.Response) -> Job:
+        readers.append(threading.current_thread())
+        return read_job(self, job_id, given)
+
+    monkeypatch.setattr(Service, "read_job", noted)
+    body = contract.look("succeeded").content.replace(b"Paris.", b"x" * characters)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
+    async with AsyncClient(contract.settings(), transport=transport) as client:
+        assert (await client.look("job-1")).content == "x" * characters
+    assert [reader is not threading.main_thread() for reader in readers] == [beside]
 
 
 class TestLooks:

@@ -236,6 +236,17 @@ class TestThrottling:
             limit.succeeded()
         assert limit.rate == math.inf
 
+    def test_a_long_storm_does_not_lift_the_limit(self) -> None:
+        """A quota that is used up for minutes was reached at the rate at which the storm began."""
+        limit = RateLimit()
+        for n in range(200):
+            limit.take(n * 0.025)
+        for n in range(30):
+            limit.throttled(5.0 + 2 * n)
+        for _ in range(40):
+            limit.succeeded()
+        assert limit.rate == pytest.approx(4.0, abs=0.1)
+
     def test_the_rate_never_reaches_zero(self) -> None:
         """However often the service objects, one request a minute finds out whether it still does."""
         limit = RateLimit(1)

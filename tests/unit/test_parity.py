@@ -23,8 +23,8 @@ SYNC_NAME_OF = {
     "aiter_bytes": "iter_bytes",
     "asyncio": "time",
 }
-#: How each opens its transport is its own business, and nothing is asked there.
-MAKING = {"__init__", "open"}
+#: How each opens its transport, and where it reads an answer, is its own business; nothing is asked there.
+OWN = {"__init__", "open", "_read"}
 
 LAYOUT = {
     tokenize.NL,
@@ -41,7 +41,7 @@ def methods(kind: type[Client] | type[AsyncClient]) -> dict[str, str]:
     return {
         SYNC_NAME_OF.get(name, name): inspect.getsource(member)
         for name, member in vars(kind).items()
-        if inspect.isfunction(member) and name not in MAKING
+        if inspect.isfunction(member) and name not in OWN
     }
 
 

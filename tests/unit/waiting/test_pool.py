@@ -266,6 +266,18 @@ class TestOutcomes:
         assert len(taken) == 2
         assert all(300 < at < 345 for at in taken)
 
+    def test_who_looks_once_looks_again_at_a_job_that_was_not_taken(self, scene: Scene) -> None:
+        """It has ended and is wanted; when there is room, it is taken."""
+        room = iter([False, False, True])
+
+        async def act() -> None:
+            scene.ends = {"a": (0.0, "succeeded"), "b": (9e9, "succeeded")}
+            waited = await scene.wait("a", "b", hours=1, once=True, on_end=lambda job: next(room))
+            assert (waited.succeeded, list(waited.pending)) == (1, ["b"])
+
+        scene.play(act())
+        assert next(room, None) is None
+
     def test_a_job_that_was_not_taken_at_the_deadline(self, scene: Scene) -> None:
         """It counts as pending, with the word it has."""
 
@@ -828,7 +840,7 @@ class TestTrouble:
     def test_a_broken_look_is_one_without_an_answer(
         self, scene: Scene, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A mistake of ours, or an answer nobody thought of, costs a look and no job; the log has its trace."""
+        """A mistake of ours, or an answer nobody thought of, costs a look and no job; its trace is logged."""
 
         async def act() -> None:
             scene.ends = {"a": (0.0, "succeeded"), "b": (0.0, "succeeded")}
