@@ -32,6 +32,12 @@ HOUR = 3600.0
 SERVICE_WINDOW = 72 * HOUR
 #: What the default deadline leaves on top, so that a job which ends in the last minute is still seen.
 DEADLINE_MARGIN = 1 * HOUR
+#: Default for how long jobs are waited for, in seconds: the services' 72 hours and a margin.
+DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
+#: Default for the seconds between two looks of the fixed schedule that waiting is at least as quick as.
+DEFAULT_POKE_INTERVAL = 30.0
+#: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
+LONGEST = 366 * 24 * HOUR
 
 
 class Value(BaseModel):

@@ -156,6 +156,7 @@ class Budget:
     def spent(self) -> BudgetSpent:
         """Return the error that says so."""
         return BudgetSpent(
-            f"Sending stopped at max_cost: about ${self._sum:.4f} of ${self._limit or 0:.4f} are spent by "
-            "estimate, and the next request might pass it, because it is taken to use its whole token limit."
+            f"Sending stopped at max_cost, of which this run may spend ${self._limit or 0:.4f}: about "
+            f"${self._sum:.4f} are spent by estimate, and the next request might pass it, because it is "
+            "taken to use its whole token limit."
         )

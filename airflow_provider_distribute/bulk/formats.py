@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
@@ -15,10 +16,12 @@ from airflow_provider_distribute.ledger.lines import to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FORMATS", "STATUSES", "Format", "Row", "Status", "format_from"]
+__all__ = ["FORMATS", "STATUSES", "Format", "FormatName", "Row", "Status", "format_from"]
 
 Status = Literal["succeeded", "failed", "invalid", "expired", "unknown", "not_submitted"]
 STATUSES: tuple[Status, ...] = ("succeeded", "failed", "invalid", "expired", "unknown", "not_submitted")
+
+FormatName = Literal["jsonl", "parquet", "openai_batch"]
 
 #: Rows of a row group, unless its texts are large.
 _PARQUET_ROWS = 2048
@@ -104,11 +107,22 @@ class Format(ABC):
         """Write what is left; the stream stays open."""
 
 
+def _line(value: Mapping[str, Any]) -> bytes:
+    """Return one line of JSON that is one line to every reader: some split it at these characters, too."""
+    text = to_json(value)
+    for end, escaped in _OTHER_LINE_ENDS:
+        text = text.replace(end, escaped)
+    return (text + "\n").encode()
+
+
+_OTHER_LINE_ENDS = (("\x85", r"\u0085"), ("\u2028", r"\u2028"), ("\u2029", r"\u2029"))
+
+
 class _JsonLines(Format):
     file = "results.jsonl"
 
     def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
-        self._stream.write((to_json(row.as_dict()) + "\n").encode())
+        self._stream.write(_line(row.as_dict()))
 
 
 class _OpenAIBatch(Format):
@@ -122,6 +136,7 @@ class _OpenAIBatch(Format):
             body = {
                 "id": row.job_id,
                 "object": "chat.completion",
+                "created": _epoch(result["created_at"] or row.submitted_at),
                 "model": row.model,
                 "choices": result["choices"],
                 "usage": row.usage,
@@ -131,7 +146,11 @@ class _OpenAIBatch(Format):
             line["response"] = None
         error = row.error
         line["error"] = {"code": error["type"], "message": error["message"]} if error else None
-        self._stream.write((to_json(line) + "\n").encode())
+        self._stream.write(_line(line))
+
+
+def _epoch(at: str | None) -> int:
+    return int(datetime.fromisoformat(at).timestamp()) if at else 0
 
 
 class _Parquet(Format):
@@ -193,16 +212,18 @@ class _Parquet(Format):
         self._writer.close()
 
 
-FORMATS: Mapping[str, type[Format]] = {"jsonl": _JsonLines, "parquet": _Parquet, "openai_batch": _OpenAIBatch}
+FORMATS: Mapping[FormatName, type[Format]] = {
+    "jsonl": _JsonLines,
+    "parquet": _Parquet,
+    "openai_batch": _OpenAIBatch,
+}
 
 
-def format_from(name: str) -> type[Format]:
+def format_from(name: FormatName) -> type[Format]:
     """
-    Return a format by the name an author gave, after finding out that it can be written.
+    Return a format by its name, after finding out that it can be written.
 
-    :raises InvalidRequest: there is no such format, or something is missing for it.
+    :raises InvalidRequest: something is missing for it.
     """
-    if name not in FORMATS:
-        raise InvalidRequest([f"results_format {name!r} is not one of {', '.join(FORMATS)}"], where="The run")
     FORMATS[name].check()
     return FORMATS[name]

@@ -137,7 +137,7 @@ def dry_run_manifest(staged: Staged, costs: Costs) -> dict[str, Any]:
         "requests": staged.count - len(staged.copies),
         "tokens": {"prompt": staged.tokens.prompt, "completion": staged.tokens.completion},
         "cost": None if staged.cost is None else round(staged.cost, 6),
-        "cost_source": f"estimate: characters and token limits, {costs.source}",
+        "cost_source": f"estimate: length of texts and token limits, {costs.source}",
     }
 
 

@@ -4,17 +4,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import timedelta
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from airflow_provider_distribute.exceptions import InvalidRequest
-from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.bulk.formats import FormatName
+from airflow_provider_distribute.models import (
+    DEFAULT_POKE_INTERVAL,
+    DEFAULT_TIMEOUT,
+    LONGEST,
+    Value,
+    problems_in,
+)
 
-__all__ = ["Policy"]
+__all__ = ["WINDOW", "OnDeadline", "OnInputChange", "OnUnknown", "Policy"]
 
-#: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
-_LONGEST = 366 * 86400.0
+OnDeadline = Literal["fail", "land"]
+OnUnknown = Literal["resubmit", "fail", "leave"]
+OnInputChange = Literal["fail", "restart"]
+
+#: Rows that may be intended and not recorded, unless an author says otherwise.
+WINDOW = 64
+
+
+def _in_seconds(duration: object) -> object:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+Seconds = Annotated[float, BeforeValidator(_in_seconds), Field(gt=0, le=LONGEST)]
 
 
 class Policy(Value):
@@ -27,7 +45,8 @@ class Policy(Value):
     :param on_deadline: Whether the task fails when the deadline leaves rows without an answer.
     :param on_unknown: What to do with requests that were sent and not answered.
     :param on_input_change: What to do when a run is recorded for another input.
-    :param max_cost: US dollars that the estimate must not pass; ``None``: no limit.
+    :param max_cost: US dollars that the estimate for the whole input must not pass; ``None``: no limit.
+    :param results_format: How results are written.
     :param split: Into how many parts the input is split.
     :param shard: Which of them this run takes, from 0.
     :param window: Rows that may be intended and not recorded.
@@ -36,15 +55,16 @@ class Policy(Value):
 
     repair_attempts: int = Field(0, ge=0)
     failure_tolerance: float = Field(0.0, ge=0, le=1)
-    deadline: float = Field(_LONGEST, gt=0, le=_LONGEST)
-    on_deadline: Literal["fail", "land"] = "fail"
-    on_unknown: Literal["resubmit", "fail", "leave"] = "resubmit"
-    on_input_change: Literal["fail", "restart"] = "fail"
+    deadline: Seconds = DEFAULT_TIMEOUT
+    on_deadline: OnDeadline = "fail"
+    on_unknown: OnUnknown = "resubmit"
+    on_input_change: OnInputChange = "fail"
     max_cost: float | None = Field(None, gt=0, allow_inf_nan=False)
+    results_format: FormatName = "jsonl"
     split: int = Field(1, ge=1)
     shard: int = Field(0, ge=0)
-    window: int = Field(64, ge=1)
-    poke_interval: float = Field(30.0, gt=0, le=_LONGEST)
+    window: int = Field(WINDOW, ge=1)
+    poke_interval: Seconds = DEFAULT_POKE_INTERVAL
 
     @model_validator(mode="after")
     def _shard_is_one_of_split(self) -> Policy:
@@ -52,14 +72,19 @@ class Policy(Value):
             raise ValueError(f"shard {self.shard} is not one of 0 to {self.split - 1}: split is {self.split}")
         return self
 
-    @classmethod
-    def of(cls, author: object) -> Policy:
-        """
-        Read the choices from whatever has them as attributes.
+    @property
+    def share_of_max_cost(self) -> float | None:
+        """US dollars that the estimate for this part of the input must not pass; ``None``: no limit."""
+        return None if self.max_cost is None else self.max_cost / self.split
 
-        :raises InvalidRequest: naming every one that is not allowed.
+    @classmethod
+    def of(cls, **choices: Any) -> Policy:
+        """
+        Check what an author chose, while the Dag is parsed and nothing is paid.
+
+        :raises ValueError: naming every choice that is not allowed.
         """
         try:
-            return cls(**{name: getattr(author, name) for name in cls.model_fields})
+            return cls(**choices)
         except ValidationError as error:
-            raise InvalidRequest(problems_in(error), where="The run") from None
+            raise ValueError(f"No bulk run can be done like this: {'; '.join(problems_in(error))}") from None

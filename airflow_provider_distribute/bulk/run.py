@@ -12,12 +12,13 @@ import time
 import uuid
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens, spent
 from airflow_provider_distribute.bulk.inputs import MOST_PROBLEMS, Defaults, Item, Shard, items_of
 from airflow_provider_distribute.bulk.kept import Asked, kept, request_from
 from airflow_provider_distribute.bulk.output_types import output_type_from
+from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.exceptions import (
     InputChanged,
     InputUnreadable,
@@ -57,24 +58,21 @@ class Plan:
     :param owner: The task instance.
     :param defaults: What holds for requests that do not say otherwise.
     :param output_type: What answers must be.
-    :param shard: Which part of the input this run takes.
     :param dedupe: Send identical requests once.
-    :param on_input_change: What to do when a run is recorded for another input.
-    :param on_unknown: What to do with requests that were sent and not answered.
-    :param max_cost: US dollars that the estimate must not pass; ``None``: no limit.
-    :param window: Rows that may be intended and not recorded.
+    :param policy: What the author chose beside.
     """
 
     settings: Settings
     owner: Owner
     defaults: Defaults = field(default_factory=Defaults)
     output_type: OutputType = field(default_factory=lambda: output_type_from(str))
-    shard: Shard = field(default_factory=Shard)
     dedupe: bool = False
-    on_input_change: Literal["fail", "restart"] = "fail"
-    on_unknown: Literal["resubmit", "fail", "leave"] = "resubmit"
-    max_cost: float | None = None
-    window: int = 64
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def shard(self) -> Shard:
+        """Which part of the input this run takes."""
+        return Shard(self.policy.shard, self.policy.split)
 
     @property
     def arguments(self) -> dict[str, str]:
@@ -134,7 +132,7 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
     :param writer: Keeps a copy of the requests.
     :raises InvalidInput: naming every wrong line, up to a hundred.
     """
-    check, tally = _Check(plan), _Tally(plan)
+    check, tally, shard = _Check(plan), _Tally(plan), plan.shard
     asked = hashlib.sha256(to_json([plan.settings.conn_id, plan.settings.service, plan.dedupe]).encode())
     first_with: dict[str, int] = {}
     problems: list[str] = []
@@ -147,9 +145,9 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
             if len(problems) == MOST_PROBLEMS:
                 raise InvalidInput(problems, source=source.name, more=True) from None
             continue
-        if problems or place % plan.shard.of != plan.shard.number:
+        if problems or place % shard.of != shard.number:
             continue
-        row = place // plan.shard.of
+        row = place // shard.of
         line: dict[str, Any] = {"row": row, "custom_id": custom_id, "request": kept(request)}
         if plan.dedupe:
             question = _digest(to_json({**line["request"], "metadata": None}))
@@ -191,7 +189,7 @@ class _Check:
             item.request, by_response_format=self._service.takes_response_format
         )
         request = self._service.checked(asked, self._plan.settings)
-        if self._plan.max_cost is not None and not self._costs.knows(request.model):
+        if self._plan.policy.max_cost is not None and not self._costs.knows(request.model):
             raise InvalidRequest([_no_price(request.model)])
         return custom_id, request
 
@@ -310,12 +308,12 @@ class Run:
             fingerprint=staged.fingerprint,
             count=staged.count,
             requests=folder,
-            window=self.plan.window,
+            window=self.plan.policy.window,
             arguments=self.plan.arguments,
         )
         goes_on = before is not None and before.fingerprint == staged.fingerprint
         known = self.state if goes_on else State().after(opened)
-        asked = known.to_ask(doubtful=self.plan.on_unknown == "resubmit") - staged.copies.keys()
+        asked = known.to_ask(doubtful=self.plan.policy.on_unknown == "resubmit") - staged.copies.keys()
         self._note(opened, Asking.of(asked))
 
     def _agreed(self, before: Opened, source: Source, staged: Staged, folder: str) -> str:
@@ -330,7 +328,7 @@ class Run:
             )
         if staged.fingerprint == before.fingerprint:
             return folder
-        if self.plan.on_input_change == "fail":
+        if self.plan.policy.on_input_change == "fail":
             raise self._changed(before, f"{before.count} rows then, {staged.count} now")
         log.warning(
             "The input has changed: starting over. %d jobs were accepted for the old input; those that have "
@@ -357,14 +355,14 @@ class Run:
                 self.directory.below(before.requests),
             )
         except InvalidInput as error:
-            if self.plan.on_input_change == "restart":
+            if self.plan.policy.on_input_change == "restart":
                 raise
             wrong = f"now it has wrong lines, such as {error.problems[0]}"
             raise self._changed(before, wrong) from error
         tally = _Tally(self.plan)
         for line in self.lines():
             tally.add(request_from(line), line.get("same_as"))
-            if self.plan.max_cost is not None and not tally.priced:
+            if self.plan.policy.max_cost is not None and not tally.priced:
                 raise InvalidInput([_no_price(line["request"]["model"])], source=source.name)
         return tally.staged(before.fingerprint)
 
@@ -402,7 +400,7 @@ class Run:
 
         :param estimates: US dollars for each row that may be sent.
         """
-        limit = self.plan.max_cost
+        limit = self.plan.policy.share_of_max_cost
         so_far = 0.0 if limit is None else spent(self.lines(), self.state, Costs(self.plan.settings))
         return Budget(limit, estimates, so_far)
 

@@ -113,14 +113,14 @@ class Submission:
         folder: str | None = None,
         logger: Logger = log,
     ) -> None:
-        requests, window = run.requests(folder), run.plan.window
+        requests, window = run.requests(folder), run.plan.policy.window
         if labels is not None:
             requests = map(partial(_labelled, labels, run.plan.shard), requests)
         self._client = client
         self._journal = run.journal
         self._total = len(run.state.open)
         self._budget = budget
-        self._resends = _RESENDS if run.plan.on_unknown == "resubmit" else 0
+        self._resends = _RESENDS if run.plan.policy.on_unknown == "resubmit" else 0
         self._deadline = deadline
         self._logger = logger
         self._submitted = Submitted()

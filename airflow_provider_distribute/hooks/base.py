@@ -18,7 +18,13 @@ from asgiref.sync import sync_to_async
 from airflow_provider_distribute.client import RESEND_WINDOW, AsyncClient, Client, limit_of
 from airflow_provider_distribute.exceptions import ConnectionInvalid, DeadlinePassed, InferenceError
 from airflow_provider_distribute.get_provider_info import FORMS
-from airflow_provider_distribute.models import DEADLINE_MARGIN, SERVICE_WINDOW, ChatRequest, Job, Settings
+from airflow_provider_distribute.models import (
+    DEFAULT_POKE_INTERVAL,
+    DEFAULT_TIMEOUT,
+    ChatRequest,
+    Job,
+    Settings,
+)
 from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.waiting.results import wait_for
 
@@ -28,11 +34,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_distribute.pacing import RateLimit
-
-#: Default for how long jobs are waited for, in seconds: the services' 72 hours and a margin.
-DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
-#: Default for the seconds between two looks of the fixed schedule that waiting is at least as quick as.
-DEFAULT_POKE_INTERVAL = 30.0
 
 
 def settings_from(connection: Connection) -> Settings:

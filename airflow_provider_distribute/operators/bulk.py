@@ -24,8 +24,8 @@ from pydantic import ValidationError
 
 from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.bulk.costs import Costs
-from airflow_provider_distribute.bulk.formats import format_from
-from airflow_provider_distribute.bulk.inputs import Defaults, Shard, source_of
+from airflow_provider_distribute.bulk.formats import FormatName, format_from
+from airflow_provider_distribute.bulk.inputs import Defaults, source_of
 from airflow_provider_distribute.bulk.landing import land
 from airflow_provider_distribute.bulk.manifest import (
     dry_run_manifest,
@@ -35,7 +35,7 @@ from airflow_provider_distribute.bulk.manifest import (
     write_manifest,
 )
 from airflow_provider_distribute.bulk.output_types import output_type_from
-from airflow_provider_distribute.bulk.policy import Policy
+from airflow_provider_distribute.bulk.policy import WINDOW, OnDeadline, OnInputChange, OnUnknown, Policy
 from airflow_provider_distribute.bulk.run import Plan, Run, stage
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.bulk.verdict import verdict
@@ -51,15 +51,14 @@ from airflow_provider_distribute.exceptions import (
     WorkerStopped,
 )
 from airflow_provider_distribute.hooks import hook_for
-from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner, Stopped
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import problems_in
+from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, problems_in
 from airflow_provider_distribute.operators import bulk_reports as reports
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, seconds, timed_out
+from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, timed_out
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
 from airflow_provider_distribute.triggers.metrics import metered_pool
 
@@ -107,7 +106,8 @@ class AsyncChatBulkOperator(BaseOperator):
     :param model: Model; default the connection's.
     :param system_prompt: Goes in front of conversations without a system message.
     :param request_params: Further body fields by the names the service documents, such as ``temperature``.
-    :param prompt: For CSV and Parquet: filled from the columns, such as ``"Summarise: {text}"``.
+    :param prompt: For CSV and Parquet: filled from the columns, such as ``"Summarise: {text}"``; ``{{`` and
+        ``}}`` stand for braces. It is not a Jinja template.
     :param output_type: ``str``, a pydantic model, any type that ``pydantic.TypeAdapter`` takes, or a JSON
         schema. Answers that do not fit end ``invalid``.
     :param repair_attempts: How often a row that is invalid is asked again with the reason, within an attempt.
@@ -121,10 +121,14 @@ class AsyncChatBulkOperator(BaseOperator):
         died: ``resubmit`` pays for some of them twice; ``leave`` ends their rows ``unknown``; ``fail`` fails
         the task as well, after landing, until somebody decides.
     :param on_input_change: What to do when a retry finds another input: ``fail``, or ``restart``.
-    :param max_cost: US dollars. Sending stops before the estimate passes it, retries and repairs included;
-        what was paid is landed; then the task fails.
-    :param dedupe: Send identical requests once, and give all of them the same answer.
-    :param dry_run: Check and count everything and estimate tokens and cost; send and write nothing.
+    :param max_cost: US dollars for the whole input; each of ``split`` tasks may spend an equal share of them.
+        Sending stops before the estimate passes it, retries and repairs included; what was paid is landed;
+        then the task fails.
+    :param dedupe: Send identical requests once, and give all of them the same answer. Of an input that is
+        split, each task does so with its own part.
+    :param dry_run: Check and count everything and estimate tokens and cost; send and write nothing. No
+        ``result_path`` is needed. The manifest then holds ``schema_version``, ``dry_run`` (``True``),
+        ``rows``, ``requests``, ``tokens``, ``cost`` and ``cost_source``, and there are no ``results``.
     :param results_format: ``jsonl``, ``parquet`` (needs the extra ``parquet``) or ``openai_batch``.
     :param split: Into how many parts the input is split; see :meth:`sharded`.
     :param shard: Which part this task takes, from 0.
@@ -143,13 +147,11 @@ class AsyncChatBulkOperator(BaseOperator):
         "model",
         "system_prompt",
         "request_params",
-        "prompt",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "requests": "json",
         "system_prompt": "md",
         "request_params": "json",
-        "prompt": "md",
     }
     operator_extra_links = (DashboardLink(),)
     ui_color = "#e8f0fe"
@@ -168,16 +170,16 @@ class AsyncChatBulkOperator(BaseOperator):
         repair_attempts: int = 0,
         failure_tolerance: float = 0.0,
         deadline: float | timedelta = DEFAULT_TIMEOUT,
-        on_deadline: Literal["fail", "land"] = "fail",
-        on_unknown: Literal["resubmit", "fail", "leave"] = "resubmit",
-        on_input_change: Literal["fail", "restart"] = "fail",
+        on_deadline: OnDeadline = "fail",
+        on_unknown: OnUnknown = "resubmit",
+        on_input_change: OnInputChange = "fail",
         max_cost: float | None = None,
         dedupe: bool = False,
         dry_run: bool = False,
-        results_format: Literal["jsonl", "parquet", "openai_batch"] = "jsonl",
+        results_format: FormatName = "jsonl",
         split: int = 1,
         shard: int = 0,
-        window: int = 64,
+        window: int = WINDOW,
         poke_interval: float | timedelta = DEFAULT_POKE_INTERVAL,
         deferrable: bool = True,
         **kwargs: Any,
@@ -192,20 +194,23 @@ class AsyncChatBulkOperator(BaseOperator):
         self.request_params = request_params
         self.prompt = prompt
         self.output_type = output_type
-        self.repair_attempts = repair_attempts
-        self.failure_tolerance = failure_tolerance
-        self.deadline = seconds(deadline)
-        self.on_deadline = on_deadline
-        self.on_unknown = on_unknown
-        self.on_input_change = on_input_change
-        self.max_cost = max_cost
+        self.policy = Policy.of(
+            repair_attempts=repair_attempts,
+            failure_tolerance=failure_tolerance,
+            deadline=deadline,
+            on_deadline=on_deadline,
+            on_unknown=on_unknown,
+            on_input_change=on_input_change,
+            max_cost=max_cost,
+            results_format=results_format,
+            split=split,
+            shard=shard,
+            window=window,
+            poke_interval=poke_interval,
+        )
         self.dedupe = dedupe
+        # Every operator of Airflow has a method of the name dry_run.
         self.estimate_only = dry_run
-        self.results_format = results_format
-        self.split = split
-        self.shard = shard
-        self.window = window
-        self.poke_interval = seconds(poke_interval)
         self.deferrable = deferrable
         self._manifest: dict[str, Any] = {}
         self._killed = False
@@ -217,24 +222,27 @@ class AsyncChatBulkOperator(BaseOperator):
         Split one input over ``split`` mapped tasks: each takes every ``split``-th request.
 
         The rate that a connection allows is kept by each process for itself, so together they may send
-        ``split`` times as fast: divide ``requests_per_second`` by it where the service minds.
+        ``split`` times as fast: divide ``requests_per_second`` by it where the service minds. ``max_cost`` is
+        for all of them together, and each may spend an equal share; ``dedupe`` looks at each part alone.
 
         :returns: The mapped operator. Its output is a list of manifests.
+        :raises ValueError: naming every choice that is not allowed; mapped tasks are made only when they run.
         """
+        Policy.of(split=split, **{name: kwargs[name] for name in Policy.model_fields if name in kwargs})
         return cls.partial(task_id=task_id, split=split, **kwargs).expand(shard=list(range(split)))
 
     # Attempt --------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check, send what is missing, and wait or defer."""
-        deadline = time.time() + self.deadline
+        deadline = time.time() + self.policy.deadline
         with airflow_errors():
             settings = hook_for(self.conn_id).settings
             DashboardLink.remember(context, settings.dashboard_url)
-            plan = self._plan(settings, context)
-            uri, source = self._run_uri(plan.owner), self._source()
+            plan, source = self._plan(settings, context), self._source()
             if self.estimate_only:
                 return self._deliver(context, self._estimate(source, plan))
+            uri = self._run_uri(plan.owner)
             with _tracer.start_as_current_span("bulk.check"):
                 run = self._open(uri, plan)
                 staged = run.take_up(source, now=time.time())
@@ -284,7 +292,7 @@ class AsyncChatBulkOperator(BaseOperator):
                 self._wait(run, deadline)
             folder = f"repairs/{run.writer}-{run.state.rounds}"
             may_repair = (
-                run.state.rounds <= self.repair_attempts
+                run.state.rounds <= self.policy.repair_attempts
                 and run.state.stopped is None
                 and time.time() < deadline
             )
@@ -299,8 +307,8 @@ class AsyncChatBulkOperator(BaseOperator):
             waited = False
 
     def _end(self, run: Run, landing: Landing, context: Context) -> dict[str, Any]:
-        policy, results = Policy.of(self), self._manifest["results"]
-        if error := verdict(landing.counts, run.state.stopped, policy, results=results):
+        results = self._manifest["results"]
+        if error := verdict(landing.counts, run.state.stopped, self.policy, results=results):
             raise error
         return self._deliver(context, self._manifest)
 
@@ -316,20 +324,15 @@ class AsyncChatBulkOperator(BaseOperator):
     # Checking -------------------------------------------------------------------------------------
 
     def _plan(self, settings: Settings, context: Context) -> Plan:
-        policy = Policy.of(self)
-        format_from(self.results_format)
+        format_from(self.policy.results_format)
         ti = context["ti"]
         return Plan(
             settings=settings,
             owner=Owner(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index),
             defaults=Defaults(self.model or settings.model, self.system_prompt, self.request_params),
             output_type=output_type_from(self.output_type),
-            shard=Shard(policy.shard, policy.split),
             dedupe=self.dedupe,
-            on_input_change=policy.on_input_change,
-            on_unknown=policy.on_unknown,
-            max_cost=policy.max_cost,
-            window=policy.window,
+            policy=self.policy,
         )
 
     def _source(self) -> Source:
@@ -412,7 +415,7 @@ class AsyncChatBulkOperator(BaseOperator):
         await asyncio.to_thread(collection.read)
         async with metered_pool(run.plan.settings) as pool:
             waiting = asyncio.ensure_future(
-                collection.run(pool, deadline=deadline, poke_interval=self.poke_interval)
+                collection.run(pool, deadline=deadline, poke_interval=self.policy.poke_interval)
             )
             with self._stopped_by(waiting.cancel):
                 await asyncio.wait((waiting,))
@@ -423,7 +426,10 @@ class AsyncChatBulkOperator(BaseOperator):
     def _defer_until(self, deadline: float, run_uri: str) -> NoReturn:
         self.defer(
             trigger=AsyncChatBulkTrigger(
-                conn_id=self.conn_id, run_uri=run_uri, deadline=deadline, poke_interval=self.poke_interval
+                conn_id=self.conn_id,
+                run_uri=run_uri,
+                deadline=deadline,
+                poke_interval=self.policy.poke_interval,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
@@ -433,7 +439,7 @@ class AsyncChatBulkOperator(BaseOperator):
     # Landing --------------------------------------------------------------------------------------
 
     def _land(self, run: Run, repair: RequestWriter | None) -> Landing:
-        format_ = format_from(self.results_format)
+        format_ = format_from(self.policy.results_format)
         with _tracer.start_as_current_span("bulk.land", attributes={"rows": run.state.count}):
             landing = land(run, format_, repair=repair, before_row=self._refuse_to_go_on_if_killed)
             if not landing.repairs:

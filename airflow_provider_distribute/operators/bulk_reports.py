@@ -36,7 +36,7 @@ def begun(log: Logger, run: Run, cost: float | None) -> None:
             "%d requests were sent by an earlier attempt and not recorded; whether they run and are billed "
             "is unknown. on_unknown=%r.",
             len(state.doubt),
-            run.plan.on_unknown,
+            run.plan.policy.on_unknown,
         )
 
 

@@ -17,9 +17,8 @@ from airflow_provider_distribute.exceptions import (
     OutcomeUnknown,
     SubmissionIncomplete,
 )
-from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import ChatRequest
+from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, ChatRequest
 from airflow_provider_distribute.operators.mixins import (
     LeavesJobsRunning,
     WaitsForJobs,

@@ -25,7 +25,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import problems_in
+from airflow_provider_distribute.models import LONGEST, problems_in
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
 from airflow_provider_distribute.waiting.results import LAST_LOOK, fetch, wait_for
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 NET = 300.0
-#: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
-LONGEST = 366 * 86400.0
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
-from airflow_provider_distribute.hooks.base import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
+from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
+from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.operators.mixins import (
     WaitsForJobs,
     checked_seconds,

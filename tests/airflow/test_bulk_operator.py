@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from datetime import timedelta
@@ -13,6 +14,7 @@ import pydantic
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
 from airflow_provider_distribute.operators.bulk import AsyncChatBulkOperator
 from airflow_provider_distribute.operators.lineage import lineage_of
@@ -89,6 +91,23 @@ class TestRuns:
         assert life.attempt().state == "success"
         assert [row["custom_id"] for row in rows_of(life.result)] == ["c0", "c1", "c2", "c3", "c4"]
 
+    @pytest.mark.parametrize(
+        ("prompt", "asked"),
+        [
+            ('Answer as {{"label": 1}}: {text}', 'Answer as {"label": 1}: a {{ b }}'),
+            ("Write {{label}} for {text}", "Write {label} for a {{ b }}"),
+            ("Put {text} into {{% %}}", "Put a {{ b }} into {% %}"),
+        ],
+    )
+    def test_a_prompt_for_a_table_may_hold_braces(
+        self, bulk: Callable[..., Life], wire: Wire, tmp_path: Path, prompt: str, asked: str
+    ) -> None:
+        """It is one kind of template, not two; what a cell holds is none."""
+        (tmp_path / "in.csv").write_text("text\na {{ b }}\n")
+        life = bulk((tmp_path / "in.csv").as_uri(), prompt=prompt, result_path=(tmp_path / "runs").as_uri())
+        assert life.attempt().state == "success"
+        assert [body["messages"][-1]["content"] for body in wire.submissions] == [asked]
+
     def test_a_worker_may_wait_itself(self, bulk: Callable[..., Life]) -> None:
         """With the same outcome and no trigger."""
         life = bulk(deferrable=False)
@@ -98,10 +117,11 @@ class TestRuns:
     def test_a_dry_run_sends_and_writes_nothing(
         self, bulk: Callable[..., Life], wire: Wire, tmp_path: Path
     ) -> None:
-        """It counts and estimates."""
-        life = bulk(dry_run=True)
+        """It counts and estimates, and needs no place for results."""
+        life = bulk(dry_run=True, result_path=None)
         assert life.attempt().state == "success"
         assert (life.result["rows"], life.result["dry_run"], wire.requests) == (3, True, [])
+        assert "results" not in life.result
         assert list(tmp_path.iterdir()) == []
 
     def test_where_requests_come_from_travels_with_them(self, bulk: Callable[..., Life], wire: Wire) -> None:
@@ -271,19 +291,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "fields",
         [
-            {"on_deadline": "shrug"},
-            {"failure_tolerance": 2},
-            {"window": 0},
-            {"shard": 3, "split": 2},
-            {"max_cost": 0},
-            {"results_format": "xml"},
             {"result_path": None},
-            {"result_path": None, "dry_run": True},
-            {"deadline": float("inf")},
-            {"poke_interval": float("inf")},
             {"result_path": "results"},
             {"result_path": "odd://bucket/results"},
             {"requests": []},
+            {"requests": [], "result_path": None, "dry_run": True},
             {"requests": "missing.jsonl"},
             {"requests": "odd://missing.jsonl"},
             {"output_type": {"type": "nonsense"}},
@@ -295,6 +307,31 @@ class TestRefusals:
         attempt = bulk(**fields).attempt()
         assert isinstance(attempt.error, AirflowFailException)
         assert wire.requests == []
+
+    def test_wrong_choices(self) -> None:
+        """While the Dag is parsed, all at once."""
+        with pytest.raises(ValueError, match=r"on_unknown: .*results_format: .*poke_interval: "):
+            AsyncChatBulkOperator(
+                task_id="t",
+                requests=["a"],
+                poke_interval=0,
+                on_unknown="typo",  # type: ignore[arg-type]
+                results_format="xls",  # type: ignore[arg-type]
+            )
+
+    @pytest.mark.parametrize("choices", [{"split": 0}, {"split": 2, "window": 0}], ids=str)
+    def test_wrong_choices_for_mapped_tasks(self, choices: dict[str, Any]) -> None:
+        """Airflow would make no task of no parts, and skip that silently."""
+        with pytest.raises(ValueError, match=f"{list(choices)[-1]}: Input should be greater"):
+            AsyncChatBulkOperator.sharded(task_id="t", requests="in.jsonl", **choices)
+
+    def test_choices_by_default(self) -> None:
+        """Are the same wherever they are declared."""
+        declared = inspect.signature(AsyncChatBulkOperator).parameters
+        fields = Policy.model_fields.items()
+        assert {name: declared[name].default for name, _ in fields} == {
+            name: field.default for name, field in fields
+        }
 
     @pytest.mark.parametrize(
         ("event", "error"),
@@ -318,7 +355,7 @@ class TestRefusals:
     def test_intervals_may_be_timedeltas(self, bulk: Callable[..., Life]) -> None:
         """Or seconds."""
         operator: Any = bulk(deadline=timedelta(hours=1), poke_interval=timedelta(minutes=1))._task()
-        assert (operator.deadline, operator.poke_interval) == (3600.0, 60.0)
+        assert (operator.policy.deadline, operator.policy.poke_interval) == (3600.0, 60.0)
 
 
 class TestLineage:

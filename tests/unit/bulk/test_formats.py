@@ -16,14 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_distribute.bulk import formats
-from airflow_provider_distribute.bulk.formats import FORMATS, Row, format_from
+from airflow_provider_distribute.bulk.formats import FORMATS, FormatName, Row, format_from
 from airflow_provider_distribute.bulk.output_types import Mismatch, output_type_from
-from airflow_provider_distribute.exceptions import InvalidRequest
+from airflow_provider_distribute.services import SERVICES
+from tests.unit.contracts import sample
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2}
 GOOD = Row("a", 0, "succeeded", output={"word": "yes"}, usage=USAGE, cost=0.5, job_id="j", attempts=1)
 BAD = Row("b", 1, "failed", error={"type": "failed", "message": "no"}, attempts=2)
 CHOICES = [{"index": 0, "message": {"role": "assistant", "content": '{"word": "yes"}'}}]
+RESULT = {"choices": CHOICES, "created_at": "2026-11-26T00:00:00+00:00"}
 
 
 class Answer(pydantic.BaseModel):
@@ -36,11 +38,11 @@ class Answer(pydantic.BaseModel):
 KINDS = [output_type_from(spec) for spec in (str, Answer, Any, dict[str, float], {"type": "object"}, {})]
 
 
-def written(name: str, *rows: Row) -> bytes:
+def written(name: FormatName, *rows: Row) -> bytes:
     stream = io.BytesIO()
     format_ = format_from(name)(stream)
     for row in rows:
-        format_.write(row, {"choices": CHOICES} if row.status in ("succeeded", "invalid") else None)
+        format_.write(row, RESULT if row.status in ("succeeded", "invalid") else None)
     format_.close()
     return stream.getvalue()
 
@@ -58,7 +60,10 @@ class TestFormats:
 
     def test_json_lines(self) -> None:
         """Every field, in UTF-8; a line end inside of a text ends no line."""
-        good, bad, odd = lines(written("jsonl", GOOD, BAD, Row("ü", 2, "succeeded", output="a\nb\u2028")))
+        ends = "a\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029b"
+        data = written("jsonl", GOOD, BAD, Row("ü", 2, "succeeded", output=ends))
+        assert len(data.decode().splitlines()) == 3
+        good, bad, odd = lines(data)
         assert good == {
             "custom_id": "a",
             "index": 0,
@@ -76,7 +81,7 @@ class TestFormats:
             "finished_at": None,
         }
         assert bad["error"] == {"type": "failed", "message": "no"}
-        assert (odd["custom_id"], odd["output"]) == ("ü", "a\nb\u2028")
+        assert (odd["custom_id"], odd["output"]) == ("ü", ends)
 
     def test_openai_batch_lines(self) -> None:
         """Readers of OpenAI's batch output find what they look for."""
@@ -84,6 +89,22 @@ class TestFormats:
         assert good["response"]["body"]["choices"] == CHOICES
         assert (good["custom_id"], good["response"]["status_code"], good["error"]) == ("a", 200, None)
         assert (bad["response"], bad["error"]) == (None, {"code": "failed", "message": "no"})
+
+    @pytest.mark.parametrize("service", SERVICES)
+    @pytest.mark.parametrize("name", ["succeeded", "tool-call"])
+    @pytest.mark.parametrize("created_at", [None, "2026-11-26T00:00:00.5+00:00"])
+    def test_openai_reads_its_bodies(self, service: str, name: str, created_at: str | None) -> None:
+        """With the types of its own client; the time is the service's, or else our own."""
+        chat = pytest.importorskip("openai.types.chat")
+        result = SERVICES[service].job_from("j", sample(f"{service}.{name}")).result()
+        sent = "2026-11-25T00:00:00+00:00"
+        row = Row("a", 0, "succeeded", model="m", usage=result["usage"], job_id="j", submitted_at=sent)
+        stream = io.BytesIO()
+        format_from("openai_batch")(stream).write(row, {**result, "created_at": created_at})
+        (line,) = lines(stream.getvalue())
+        completion = chat.ChatCompletion.model_validate(line["response"]["body"])
+        assert completion.created == (1795651200 if created_at else 1795564800)
+        assert completion.choices[0].message.content == result["content"]
 
     def test_parquet(self) -> None:
         """The same rows, with JSON text where the shape is free."""
@@ -97,11 +118,6 @@ class TestFormats:
         """A part of an input may be empty; its results can be read like any."""
         assert written("jsonl") == written("openai_batch") == b""
         assert parquet(written("parquet")).metadata.num_rows == 0
-
-    def test_an_unknown_format_is_refused(self) -> None:
-        """With those there are."""
-        with pytest.raises(InvalidRequest, match="jsonl, parquet, openai_batch"):
-            format_from("xml")
 
 
 class TestBounds:

@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens
-from airflow_provider_distribute.bulk.inputs import Defaults, Shard
+from airflow_provider_distribute.bulk.inputs import Defaults
 from airflow_provider_distribute.bulk.manifest import dry_run_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.run import Plan, Run
@@ -222,7 +222,7 @@ class TestResults:
 
     def test_a_shard_takes_its_part(self, world: World) -> None:
         """Every n-th request, each with its place in the whole input."""
-        world.attempt(prompts(7), shard=Shard(1, 3))
+        world.attempt(prompts(7), shard=1, split=3)
         assert [(row["index"], row["custom_id"]) for row in world.results()] == [(1, "row-1"), (4, "row-4")]
 
     def test_repairs_ask_with_the_reason(self, world: World) -> None:

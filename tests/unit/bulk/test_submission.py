@@ -179,6 +179,17 @@ def test_the_budget_stops_before_it_is_passed(world: World) -> None:
     assert world.service.paid == 10
 
 
+def test_a_part_of_an_input_spends_its_share(world: World) -> None:
+    """Of a limit that is for the whole."""
+    _, staged = world.take_up(prompts(40), shard=1, split=2)
+    run, staged = world.take_up(prompts(40), shard=1, split=2, max_cost=sum(staged.costs[:10]) * 1.0001)
+    submitted = world.run(world.submit(run, staged))
+    assert (world.service.paid, str(submitted.stopped)[:40]) == (
+        5,
+        "Sending stopped at max_cost, of which th",
+    )
+
+
 def test_the_deadline_stops_sending(world: World) -> None:
     """Before the first request, when it has passed already."""
     submitted, state = send(world, 10, deadline=world.now() - 1)

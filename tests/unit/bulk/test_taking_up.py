@@ -11,9 +11,9 @@ import pydantic
 import pytest
 from upath import UPath
 
-from airflow_provider_distribute.bulk.inputs import Defaults, Shard, source_of
+from airflow_provider_distribute.bulk.inputs import Defaults, source_of
 from airflow_provider_distribute.bulk.output_types import output_type_from
-from airflow_provider_distribute.bulk.run import Plan, Run, stage
+from airflow_provider_distribute.bulk.run import Run, stage
 from airflow_provider_distribute.exceptions import (
     InputChanged,
     InvalidInput,
@@ -25,7 +25,7 @@ from airflow_provider_distribute.ledger.records import Accepted, Intended, Ticke
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter
 from airflow_provider_distribute.models import Job, JobState
 from airflow_provider_distribute.services.distribute import Distribute
-from tests.unit.bulk.world import OWNER, World, prompts, question_in, statuses
+from tests.unit.bulk.world import World, planned, prompts, question_in, statuses
 from tests.unit.clock import Clock
 from tests.unit.storage import Failing, Store
 
@@ -49,7 +49,7 @@ class Meanwhile(list[Any]):
 
 def problems_of(world: World, requests: list[Any], **plan: Any) -> tuple[str, ...]:
     with pytest.raises(InvalidInput) as refused:
-        stage(source_of(requests, open_path=UPath), Plan(world.settings, OWNER, **plan))
+        stage(source_of(requests, open_path=UPath), planned(world.settings, **plan))
     return refused.value.problems
 
 
@@ -255,13 +255,13 @@ class TestShards:
     @pytest.mark.parametrize("number", [0, 1])
     def test_a_wrong_line_is_refused_by_every_part(self, world: World, number: int) -> None:
         """Otherwise the other parts would be paid for."""
-        assert problems_of(world, ["a", 7], shard=Shard(number, 2))[0].startswith("requests[1]: ")
+        assert problems_of(world, ["a", 7], shard=number, split=2)[0].startswith("requests[1]: ")
 
     @pytest.mark.parametrize("number", [0, 1])
     def test_a_name_in_two_parts_is_refused_by_both(self, world: World, number: int) -> None:
         """The results of all parts belong together."""
         asked = [{"prompt": "a", "custom_id": "x"}, {"prompt": "b", "custom_id": "x"}]
-        assert problems_of(world, asked, shard=Shard(number, 2)) == (
+        assert problems_of(world, asked, shard=number, split=2) == (
             "requests[1]: custom_id 'x' is there twice",
         )
 
@@ -269,21 +269,21 @@ class TestShards:
     def test_a_model_without_a_price_is_refused_by_every_part(self, world: World, number: int) -> None:
         """When there is a limit to keep."""
         asked = ["a", {"prompt": "b", "model": "unheard of"}]
-        assert "no known price" in problems_of(world, asked, shard=Shard(number, 2), max_cost=1.0)[0]
+        assert "no known price" in problems_of(world, asked, shard=number, split=2, max_cost=1.0)[0]
 
     def test_a_part_keeps_and_counts_its_own(self, world: World) -> None:
         """Rows of all parts together are the input's."""
         staged = [
-            stage(source_of(prompts(7), open_path=UPath), Plan(world.settings, OWNER, shard=Shard(n, 3)))
+            stage(source_of(prompts(7), open_path=UPath), planned(world.settings, shard=n, split=3))
             for n in range(3)
         ]
         assert [part.count for part in staged] == [3, 2, 2]
 
     def test_a_part_without_rows_ends_with_empty_results(self, timeless: World) -> None:
         """More parts than rows are no mistake; an empty input is."""
-        manifest = timeless.attempt(prompts(3), shard=Shard(3, 4))
+        manifest = timeless.attempt(prompts(3), shard=3, split=4)
         assert (manifest["rows"], timeless.results(), timeless.service.paid) == (0, [], 0)
-        assert problems_of(timeless, [], shard=Shard(3, 4)) == ("it holds no requests",)
+        assert problems_of(timeless, [], shard=3, split=4) == ("it holds no requests",)
 
     @pytest.mark.parametrize("place", [0, 1])
     def test_a_name_that_another_request_is_given_is_refused(self, world: World, place: int) -> None:

@@ -17,6 +17,7 @@ from upath import UPath
 from airflow_provider_distribute.bulk import submission
 from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.bulk.inputs import source_of
+from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.client import AsyncClient
@@ -34,7 +35,7 @@ def plan_for(url: str) -> Plan:
     settings = DISTRIBUTE.settings(
         api_key="emulator-key", base_url=url, model="Llama-3.1 8B", airflow_metadata=False
     )
-    return Plan(settings, OWNER, window=WINDOW)
+    return Plan(settings, OWNER, policy=Policy(window=WINDOW))
 
 
 async def send(run: Run, budget: object) -> None:

@@ -21,6 +21,7 @@ from airflow_provider_distribute.bulk.formats import format_from
 from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.landing import land
 from airflow_provider_distribute.bulk.manifest import manifest_of, write_manifest
+from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission, Submitted
 from airflow_provider_distribute.client import AsyncClient
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
+    from airflow_provider_distribute.bulk.formats import FormatName
     from airflow_provider_distribute.models import Settings
     from tests.unit.clock import Clock
     from tests.unit.storage import Store
@@ -193,7 +195,7 @@ class World:
 
     def take_up(self, requests: Any, **plan: Any) -> tuple[Run, Any]:
         """Begin an attempt."""
-        run = Run(self.directory(), Plan(self.settings, OWNER, **plan))
+        run = Run(self.directory(), planned(self.settings, **plan))
         staged = run.take_up(source_of(requests, open_path=UPath), now=self.now())
         return run, staged
 
@@ -219,7 +221,7 @@ class World:
         async with self.client() as client:
             yield client
 
-    def land(self, run: Run, *, format_: str = "jsonl", **more: Any) -> dict[str, Any]:
+    def land(self, run: Run, *, format_: FormatName = "jsonl", **more: Any) -> dict[str, Any]:
         """Land what has come back."""
         run.state = run.journal.read()
         chosen = format_from(format_)
@@ -260,6 +262,12 @@ class World:
         written = self.directory().read("results.jsonl")
         assert written is not None
         return [json.loads(line) for line in written.splitlines()]
+
+
+def planned(settings: Settings, **fields: Any) -> Plan:
+    """Return a plan, with what its policy chooses among its fields."""
+    choices = {name: fields.pop(name) for name in Policy.model_fields if name in fields}
+    return Plan(settings, OWNER, policy=Policy(**choices), **fields)
 
 
 def question_in(body: dict[str, Any]) -> str:
