@@ -13,22 +13,22 @@ import contextlib
 import json
 import logging
 import math
-import random
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
+from airflow_provider_distribute.bulk.patience import insist
 from airflow_provider_distribute.bulk.run import new_writer
 from airflow_provider_distribute.exceptions import LedgerError, LedgerUnavailable
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
-from airflow_provider_distribute.pacing import Backoff, rising
+from airflow_provider_distribute.waiting.pool import NOT_SEEN
+from airflow_provider_distribute.waiting.results import LAST_LOOK, look_while_they_end
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, KeysView
 
     from airflow_provider_distribute.ledger.directory import Directory
     from airflow_provider_distribute.models import Job, Settings
@@ -38,11 +38,9 @@ __all__ = ["Collection", "Progress"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the looks that follow the deadline, one at each job that is pending then. Airflow's own limit
-#: on a deferral lies five minutes behind the deadline.
-LAST_LOOK = 240.0
-#: Waits between writes to a storage that does not answer.
-BACKOFF = Backoff(base=1.0, cap=60.0)
+#: Seconds for which a storage that does not answer is tried again after the deadline. Airflow's own limit on
+#: a deferral lies five minutes behind it.
+_STORAGE_PATIENCE = 240.0
 #: Bytes of answers from which on they are written.
 _FULL = 1024 * 1024
 #: Bytes of answers that are kept while the storage does not answer. What comes beyond is looked at again.
@@ -69,7 +67,7 @@ class Progress:
     :ivar unknown: Rows whose requests may have been accepted, without our knowing.
     :ivar not_sent: Rows whose requests are still to be sent, by this attempt or the next.
     :ivar cost: US dollars of what has ended, an estimate.
-    :ivar state: ``waiting``, ``ended`` or ``deadline``.
+    :ivar state: ``sending``, ``waiting``, ``ended`` or ``deadline``.
     """
 
     total: int = 0
@@ -142,14 +140,24 @@ class Collection:
         self._lines: list[bytes] = []
         self._bytes = 0
         self._writer = RowWriter(directory, writer=new_writer(time.time()))
-        self._rng = random.Random()  # noqa: S311  jitter needs no secrecy
         self._full = asyncio.Event()
+        self._room = asyncio.Event()
+        self._turned_away = False
         self.progress = Progress()
 
     @property
-    def pending(self) -> Mapping[str, object]:
-        """The jobs that have not been seen ended."""
-        return self._rows_of
+    def pending(self) -> KeysView[str]:
+        """The jobs that have not been seen ended, oldest first."""
+        return self._rows_of.keys()
+
+    async def begin(self, *, deadline: float) -> None:
+        """
+        Find out what to wait for; a storage that does not answer is tried again.
+
+        :param deadline: Epoch seconds.
+        :raises LedgerError: as :meth:`read` says.
+        """
+        await self._insist(lambda: asyncio.to_thread(self.read), deadline)
 
     def read(self) -> None:
         """
@@ -162,8 +170,11 @@ class Collection:
             raise LedgerUnavailable(
                 "find the journal of the run in",
                 self._directory.uri,
-                remedy="whoever waits, such as the triggerer, has to see what the worker wrote: set "
-                "result_path to a storage that all machines share, and clear the task",
+                remedy="whoever waits, such as the triggerer, has to see what the worker wrote. Let all "
+                "machines see that directory, or move it to a storage that they share and set result_path "
+                "to that; then clear the task. An attempt that sees the directory waits for the jobs, one "
+                "that does not may pay for them again",
+                transient=False,
             )
         self.progress = Progress(
             started=time.time(),
@@ -177,7 +188,7 @@ class Collection:
                 seen[head.row] = True
                 self.progress.saw(head)
         self.progress.ended_before = self.progress.total = self.progress.ended
-        for row, ticket in state.tickets.items():
+        for row, ticket in sorted(state.tickets.items(), key=lambda item: state.accepted_at[item[0]]):
             if not seen[row]:
                 others = self._rows_of.get(ticket, ())
                 self._rows_of[ticket] = row if others == () else (*_rows(others), row)
@@ -187,17 +198,34 @@ class Collection:
         """
         Wait until every job has ended or the deadline has passed; what came back is kept.
 
-        Who is pending at the deadline, also when it has passed already, is looked at once more.
-
         :param pool: Looks at the jobs.
-        :param deadline: Epoch seconds. This returns at most :data:`LAST_LOOK` seconds later.
+        :param deadline: Epoch seconds. This returns four minutes later at the latest.
         :param poke_interval: Seconds.
         :raises AccessDenied: the key is not accepted.
         :raises LedgerError: what came back cannot be kept.
         """
-        keeping = asyncio.create_task(self._keep(max(deadline, time.time()) + LAST_LOOK))
+        await self._kept(self._wait(pool, deadline, poke_interval), deadline)
+
+    async def look_a_last_time(self, pool: Pool, *, poke_interval: float) -> None:
+        """
+        Look once more at every job that is pending, oldest first: what has ended is paid for.
+
+        However many they are, this goes on for as long as jobs turn out to have ended: it stops when none
+        did for :data:`~airflow_provider_distribute.waiting.results.LAST_LOOK` seconds.
+
+        :param pool: Looks at the jobs.
+        :param poke_interval: Seconds.
+        :raises AccessDenied: the key is not accepted.
+        :raises LedgerError: what came back cannot be kept.
+        """
+        await self._kept(self._look(pool, poke_interval), 0.0)
+
+    async def _kept(self, seeing: Coroutine[None, None, None], deadline: float) -> None:
+        """Keep what is seen, until everything is."""
+        self.progress.state = "waiting"
+        keeping = asyncio.create_task(self._keep(deadline))
         telling = asyncio.create_task(self._tell())
-        waiting = asyncio.create_task(self._wait(pool, deadline, poke_interval))
+        waiting = asyncio.create_task(seeing)
         try:
             await asyncio.wait((keeping, waiting), return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
@@ -215,27 +243,46 @@ class Collection:
             await asyncio.shield(closing)
 
     async def _wait(self, pool: Pool, deadline: float, poke_interval: float) -> None:
-        wait = partial(
-            pool.wait,
-            self._rows_of,
-            poke_interval=poke_interval,
-            on_end=self._saw,
-            logger=self._logger,
-            progress_every=math.inf,
-        )
         if self._rows_of and time.time() < deadline:
-            await wait(deadline=deadline)
-        if self._rows_of:
-            self._logger.info(
-                "The deadline has passed with %d jobs pending. Each is looked at a last time, within %.0f s.",
-                len(self._rows_of),
-                LAST_LOOK,
+            await pool.wait(
+                self._rows_of,
+                deadline=deadline,
+                poke_interval=poke_interval,
+                on_end=self._saw,
+                logger=self._logger,
+                progress_every=math.inf,
             )
-            await wait(deadline=time.time() + LAST_LOOK, once=True)
+
+    async def _look(self, pool: Pool, poke_interval: float) -> None:
+        self._logger.info(
+            "The deadline has passed with %d jobs pending. Each is looked at a last time, oldest first; that "
+            "ends when none of them turns out to have ended for %.0f s.",
+            len(self._rows_of),
+            LAST_LOOK,
+        )
+        wanted = list(self._rows_of)
+        while wanted:
+            self._turned_away = False
+            words = await look_while_they_end(
+                pool,
+                wanted,
+                patience=LAST_LOOK,
+                once=True,
+                poke_interval=poke_interval,
+                on_end=self._saw,
+                logger=self._logger,
+            )
+            if not self._turned_away:
+                break
+            # Among those there was no room for: they have ended, and are looked at once there is.
+            await self._room.wait()
+            wanted = [job_id for job_id, word in words.items() if word == NOT_SEEN]
 
     def _saw(self, job: Job) -> bool:
         """Keep what came back; return whether there was room for it."""
         if self._bytes >= _OVERFULL:
+            self._turned_away = True
+            self._room.clear()
             return False
         cost = self._costs.of(job.model, Tokens.counted(job.usage))
         for row in _rows(self._rows_of.pop(job.job_id)):
@@ -248,28 +295,23 @@ class Collection:
             self._full.set()
         return True
 
-    async def _keep(self, until: float) -> None:
-        failures = 0
+    async def _keep(self, deadline: float) -> None:
         while True:
             over = self.progress.state != "waiting"
-            try:
-                await self._flush()
-                await asyncio.to_thread(self._write_progress)
-            except LedgerUnavailable as error:
-                failures += 1
-                wait = BACKOFF.delay(failures, self._rng)
-                if time.time() + wait > until:
-                    raise
-                if rising(failures):
-                    self._logger.warning("%s Trying again in %.0f s; the jobs go on.", error, wait)
-                await asyncio.sleep(wait)
-                continue
+            await self._insist(self._keep_now, deadline)
             if over:
                 return
-            failures = 0
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), _PATIENCE)
             self._full.clear()
+
+    async def _keep_now(self) -> None:
+        await self._flush()
+        await asyncio.to_thread(self._write_progress)
+
+    async def _insist(self, step: Callable[[], Awaitable[None]], deadline: float) -> None:
+        patience = max(0.0, deadline - time.time()) + _STORAGE_PATIENCE
+        await insist(step, patience=patience, follows="the jobs go on", logger=self._logger)
 
     async def _flush(self) -> None:
         while self._lines:
@@ -278,6 +320,7 @@ class Collection:
             # Only now: a write that fails, or is cancelled, is made again with the same lines.
             del self._lines[: len(chunk)]
             self._bytes -= sum(map(len, chunk))
+            self._room.set()
 
     def _write_progress(self) -> None:
         text = json.dumps(self.progress.as_json(time.time()), indent=1)

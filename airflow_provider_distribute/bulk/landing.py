@@ -260,7 +260,7 @@ def _unended(blank: Row, primary: int, state: State) -> Row:
     if blank.job_id is None:
         what = "sending stopped before this row"
         return replace(blank, status="not_submitted", error=_error("not_submitted", what))
-    what = "the job was still pending at the deadline; it goes on and is billed"
+    what = "not seen ended by the deadline; if it has not ended it goes on, and it is billed"
     return replace(blank, status="expired", error=_error("expired", what))
 
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_provider_distribute.bulk.patience import insist
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
     InvalidRequest,
     LedgerError,
-    LedgerUnavailable,
     NotAccepted,
     OutcomeUnknown,
     RequestRefused,
@@ -50,8 +50,6 @@ log = logging.getLogger(__name__)
 
 #: Waits between requests to a service that does not answer.
 BACKOFF = Backoff(base=1.0, cap=60.0)
-#: Waits between tries of a storage that does not answer.
-STORAGE_BACKOFF = Backoff(base=0.5, cap=30.0)
 #: An outcome waits at most this many seconds for others to be recorded with it.
 _PATIENCE = 2.0
 #: How often a request whose outcome is unknown is sent again within one attempt.
@@ -163,6 +161,11 @@ class Submission:
             raise self._submitted.stopped
         return self._submitted
 
+    @property
+    def so_far(self) -> Submitted:
+        """How it goes."""
+        return self._submitted
+
     def stop(self, reason: Exception) -> None:
         """Send nothing more; what is under way is waited for and recorded."""
         if self._submitted.stopped is None:
@@ -243,21 +246,12 @@ class Submission:
                 self._next.append(_Asked(*read))
 
     async def _insist(self, step: Callable[[], None]) -> None:
-        """Do something with the storage in a thread. A storage that fails for a moment is tried again."""
-        failures = 0
-        give_up = time.monotonic() + _STORAGE_PATIENCE
-        while True:
-            try:
-                await asyncio.to_thread(step)
-            except LedgerUnavailable as error:
-                failures += 1
-                wait = STORAGE_BACKOFF.delay(failures, self._rng)
-                if time.monotonic() + wait > give_up:
-                    raise
-                self._logger.warning("%s Trying again in %.1f s; nothing new is sent meanwhile.", error, wait)
-                await asyncio.sleep(wait)
-            else:
-                return
+        await insist(
+            partial(asyncio.to_thread, step),
+            patience=_STORAGE_PATIENCE,
+            follows="nothing new is sent meanwhile",
+            logger=self._logger,
+        )
 
     async def _tell_progress(self) -> None:
         while True:

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.submission import Submitted
     from airflow_provider_distribute.models import Settings
+    from airflow_provider_distribute.waiting.pool import Pool
 
 __all__ = ["AsyncChatBulkOperator"]
 
@@ -265,7 +266,7 @@ class AsyncChatBulkOperator(BaseOperator):
         with airflow_errors():
             run = self._reopen(outcome.run_uri, self._plan(hook_for(self.conn_id).settings, context))
             with self._nothing_left_unsaid(run):
-                landing = self._wait_and_land(run, outcome.deadline, waited=time.time() >= outcome.deadline)
+                landing = self._wait_and_land(run, outcome.deadline)
             return self._end(run, landing, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -275,21 +276,19 @@ class AsyncChatBulkOperator(BaseOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def land_what_there_is(self, context: Context) -> dict[str, Any]:
-        """No triggerer kept the deadline, so none ran: each job is looked at once, and the run is landed."""
+        """No triggerer kept the deadline, so none ran: it has passed, and the run is landed."""
         deadline = time.time()
         with airflow_errors():
             plan = self._plan(hook_for(self.conn_id).settings, context)
             run = self._reopen(self._run_uri(plan.owner), plan)
             with self._nothing_left_unsaid(run):
-                asyncio.run(self._wait_here(run, deadline))
-                landing = self._wait_and_land(run, deadline, waited=True)
+                landing = self._wait_and_land(run, deadline)
             return self._end(run, landing, context)
 
-    def _wait_and_land(self, run: Run, deadline: float, *, waited: bool = False) -> Landing:
+    def _wait_and_land(self, run: Run, deadline: float) -> Landing:
         """Wait for what runs and land it; ask again what is invalid, until nothing is left to ask."""
         while True:
-            if not waited:
-                self._wait(run, deadline)
+            self._wait(run, deadline)
             folder = f"repairs/{run.writer}-{run.state.rounds}"
             may_repair = (
                 run.state.rounds <= self.policy.repair_attempts
@@ -304,7 +303,6 @@ class AsyncChatBulkOperator(BaseOperator):
             )
             run.ask_again(set(landing.repairs))
             self._send(run, run.budget(landing.repairs), deadline, folder)
-            waited = False
 
     def _end(self, run: Run, landing: Landing, context: Context) -> dict[str, Any]:
         results = self._manifest["results"]
@@ -401,27 +399,29 @@ class AsyncChatBulkOperator(BaseOperator):
     # Waiting --------------------------------------------------------------------------------------
 
     def _wait(self, run: Run, deadline: float) -> None:
-        if not self.deferrable:
-            asyncio.run(self._wait_here(run, deadline))
-            return
-        collection = Collection(run.directory, run.plan.settings)
+        """Wait on the triggerer, or here; when the deadline has passed, look a last time, here."""
+        collection = Collection(run.directory, run.plan.settings, logger=self.log)
         collection.read()
-        if collection.pending:
+        if not collection.pending:
+            return
+        if self.deferrable and time.time() < deadline:
             self._refuse_to_go_on_if_killed()
             self._defer_until(deadline, run.directory.uri)
+        asyncio.run(self._wait_here(collection, run, deadline))
 
-    async def _wait_here(self, run: Run, deadline: float) -> None:
-        collection = Collection(run.directory, run.plan.settings, logger=self.log)
-        await asyncio.to_thread(collection.read)
+    async def _wait_here(self, collection: Collection, run: Run, deadline: float) -> None:
         async with metered_pool(run.plan.settings) as pool:
-            waiting = asyncio.ensure_future(
-                collection.run(pool, deadline=deadline, poke_interval=self.policy.poke_interval)
-            )
+            waiting = asyncio.ensure_future(self._see_them_end(collection, pool, deadline))
             with self._stopped_by(waiting.cancel):
                 await asyncio.wait((waiting,))
             if waiting.cancelled():
                 raise _told_to_stop()
             waiting.result()
+
+    async def _see_them_end(self, collection: Collection, pool: Pool, deadline: float) -> None:
+        await collection.run(pool, deadline=deadline, poke_interval=self.policy.poke_interval)
+        if collection.pending:
+            await collection.look_a_last_time(pool, poke_interval=self.policy.poke_interval)
 
     def _defer_until(self, deadline: float, run_uri: str) -> NoReturn:
         self.defer(

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid, LedgerError
-from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.connection import with_connection
 from airflow_provider_distribute.triggers.metrics import metered_pool
 from airflow_provider_distribute.triggers.settling import until_settled
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from airflow_provider_distribute.bulk.collection import Progress
+    from airflow_provider_distribute.models import Settings
 
 __all__ = ["AsyncChatBulkTrigger", "BulkOutcome"]
 
@@ -42,9 +44,11 @@ class BulkOutcome(Value):
     """
     The event: counts and a verdict, never an id or an answer.
 
+    What a newer triggerer says beside that is ignored: it may be upgraded before the workers are.
+
     :param version: Of this shape; a worker and a triggerer may run different releases.
-    :param verdict: ``ended``: every job has; ``deadline``: some were still pending; ``refused``: waiting is
-        impossible until somebody acts; ``unavailable``: it is impossible for the moment.
+    :param verdict: ``ended``: every job has; ``deadline``: it passed with some pending; ``refused``: waiting
+        is impossible until somebody acts; ``unavailable``: it is impossible for the moment.
     :param run_uri: The run's directory.
     :param deadline: Epoch seconds.
     :param succeeded: How many jobs ended well.
@@ -52,6 +56,8 @@ class BulkOutcome(Value):
     :param pending: How many were still pending.
     :param message: For people.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     version: Literal[1] = 1
     verdict: Literal["ended", "deadline", "refused", "unavailable"]
@@ -78,7 +84,8 @@ class BulkOutcome(Value):
 
 class AsyncChatBulkTrigger(BaseTrigger):
     """
-    Waits until every job of a run has ended, or until the deadline, and yields one :class:`BulkOutcome`.
+    Waits until every job of a run has ended, or until the deadline, and yields one :class:`BulkOutcome`. The
+    last look that follows the deadline is the worker's.
 
     What comes back is written to the run's directory as it is seen. The arguments are the same size whatever
     the number of jobs, which are read from the run's directory.
@@ -134,11 +141,15 @@ class AsyncChatBulkTrigger(BaseTrigger):
         yield TriggerEvent(outcome.model_dump(mode="json", exclude_defaults=True))
 
     async def _wait(self, order: _Order) -> BulkOutcome:
-        settings = await async_settings(order.conn_id)
+        return await with_connection(
+            order.conn_id, partial(self._wait_with, order), until=order.deadline, logger=self.log
+        )
+
+    async def _wait_with(self, order: _Order, settings: Settings) -> BulkOutcome:
         # A path may look an Airflow connection up, which below 3.2 only this kind of thread can.
         directory = await sync_to_async(_directory)(order.run_uri)
         collection = Collection(directory, settings, logger=self.log)
-        await asyncio.to_thread(collection.read)
+        await collection.begin(deadline=order.deadline)
         self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
         try:
             async with metered_pool(settings) as pool:

@@ -127,12 +127,14 @@ class _Waiter:
 
     def saw(self, job_id: str, word: str, job: Job | None) -> bool:
         """Hear of a look; return whether the job need not be looked at again."""
-        enough = self.once
-        if self.pending[job_id] is NOT_SEEN:
-            self.unseen -= 1
-        self.pending[job_id] = word
-        if job is not None and job.done and self._took(job):
-            enough = True
+        unseen = self.pending[job_id] is NOT_SEEN
+        enough = job is not None and job.done and self._took(job)
+        if not enough:
+            if self.once and job is not None and job.done:
+                return False  # There was no room for it: as if it had not been seen.
+            self.pending[job_id] = word
+            enough = self.once
+        self.unseen -= unseen
         if enough:
             self.watched -= 1
             if self.watched == MOST_WATCHED - SLICE:

@@ -19,12 +19,20 @@ from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN, shared_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_distribute.models import Job, Settings
-    from airflow_provider_distribute.waiting.pool import Logger
+    from airflow_provider_distribute.waiting.pool import Logger, Pool
 
-__all__ = ["LAST_LOOK", "Results", "fetch", "look_newest_first", "wait_for"]
+__all__ = [
+    "BRIEF_PATIENCE",
+    "LAST_LOOK",
+    "Results",
+    "fetch",
+    "look_newest_first",
+    "look_while_they_end",
+    "wait_for",
+]
 
 #: Seconds without a result after which fetching is given up: longer than any pause a service can ask for.
 PATIENCE = RETRY_AFTER_CAP + 60.0
@@ -87,34 +95,75 @@ async def fetch(
     """
     Look at jobs that are believed to have ended, at once, and go on for as long as results come.
 
-    However many they are and however slow the rate limit is: what bounds it is the time without a result.
-
     :param until: Epoch seconds after which it ends all the same.
     :param patience: Seconds without a result after which it ends; more where one look may take longer.
     :param once: Do not look again at a job that turns out to be pending.
     :raises AccessDenied: the service rejects the connection's key.
     """
+    results = Results()
+    pending = await look_while_they_end(
+        shared_pool(settings),
+        job_ids,
+        until=until,
+        patience=patience,
+        once=once,
+        poke_interval=poke_interval,
+        on_end=results.took,
+        logger=logger,
+    )
+    results.pending.update(pending)
+    return results
+
+
+async def look_while_they_end(
+    pool: Pool,
+    job_ids: Iterable[str],
+    *,
+    until: float = inf,
+    patience: float = PATIENCE,
+    once: bool,
+    poke_interval: float,
+    on_end: Callable[[Job], bool | None],
+    logger: Logger,
+) -> dict[str, str]:
+    """
+    Look at jobs at once, and go on for as long as they turn out to have ended.
+
+    However many they are and however slow the rate limit is: what bounds it is the time without one that has
+    ended.
+
+    :param job_ids: The jobs, oldest first as far as known.
+    :param until: Epoch seconds after which it ends all the same.
+    :param patience: Seconds without a job that has ended after which it ends; more where one look may take
+        longer.
+    :param once: Do not look again at a job that turns out to be pending.
+    :param on_end: As :meth:`Pool.wait` says.
+    :returns: The last status words of the jobs that are pending.
+    :raises AccessDenied: the service rejects the connection's key.
+    """
+    settings = pool.settings
     patience = max(patience, settings.connect_timeout + settings.timeout)
     if settings.requests_per_second:
         patience = max(patience, 2 / settings.requests_per_second)
-    results = Results(pending=dict.fromkeys(job_ids, NOT_SEEN))
-    wanted = list(results.pending)
+    words = dict.fromkeys(job_ids, NOT_SEEN)
+    wanted = list(words)
     while wanted and (now := time.time()) < until:
-        before = len(results.ended)
-        waited = await shared_pool(settings).wait(
+        waited = await pool.wait(
             wanted,
             deadline=min(until, now + patience),
             poke_interval=poke_interval,
             look_now=True,
             once=once,
-            on_end=results.took,
+            on_end=on_end,
             logger=logger,
         )
-        results.pending.update(waited.pending)
-        if len(results.ended) == before:
-            break
-        wanted = [job_id for job_id, word in results.pending.items() if not once or word == NOT_SEEN]
-    return results
+        if len(waited.pending) == len(wanted):
+            return {**words, **waited.pending}
+        for job_id in wanted:
+            del words[job_id]
+        words |= waited.pending
+        wanted = [job_id for job_id, word in waited.pending.items() if not once or word == NOT_SEEN]
+    return words
 
 
 async def look_newest_first(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.airflow.conftest import Log
     from tests.airflow.supervisor import Life
     from tests.airflow.wire import Wire
 
@@ -244,6 +245,18 @@ class TestRetries:
             assert life.result["going_on"]["jobs"] == 1
         else:
             assert "1 expired" in attempt.message
+
+    def test_the_worker_looks_a_last_time(self, bulk: Callable[..., Life], wire: Wire, log: Log) -> None:
+        """The triggerer was away over the deadline: what has ended meanwhile is paid for, and is no gap."""
+        wire.fault("never", count=1)
+        life = bulk(deadline=600, on_deadline="land", failure_tolerance=0.5)
+        attempt = life.attempt(before_trigger=lambda: wire.clock.sleep(3600))
+        counts = life.result["counts"]
+        assert (attempt.state, counts["succeeded"], counts["expired"]) == ("success", 2, 1)
+        assert (attempt.events[0]["verdict"], len(wire.looks)) == ("deadline", 3)
+        assert "with 3 jobs pending. Each is looked at a last time" in log.text
+        (expired,) = (row for row in rows_of(life.result) if row["status"] == "expired")
+        assert expired["error"]["message"].startswith("not seen ended by the deadline")
 
     def test_airflows_own_limit_lands_too(self, bulk: Callable[..., Life], wire: Wire) -> None:
         """No triggerer ran: what has ended meanwhile is paid for, so each job is looked at once."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_distribute.bulk import collection, submission
+from airflow_provider_distribute.bulk import collection, patience, submission
 from airflow_provider_distribute.pacing import Backoff
 from tests.unit.bulk.world import World
 from tests.unit.storage import Store
@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def timeless(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world on a store in memory, in which days pass in milliseconds."""
-    for module in (submission, collection):
+    for module in (submission, collection, patience):
         monkeypatch.setattr(module, "time", clock)
     return World(tmp_path, store=Store(), clock=clock)
 
@@ -36,5 +36,5 @@ def timeless(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> W
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait milliseconds where the submission would wait seconds."""
     monkeypatch.setattr(submission, "BACKOFF", Backoff(base=0.001, cap=0.06))
-    monkeypatch.setattr(submission, "STORAGE_BACKOFF", Backoff(base=0.0005, cap=0.03))
+    monkeypatch.setattr(patience, "BACKOFF", Backoff(base=0.0005, cap=0.03))
     monkeypatch.setattr(submission, "_PATIENCE", 0.02)

@@ -16,12 +16,15 @@ import pytest
 from upath import UPath
 
 from airflow_provider_distribute.bulk import collection as collection_module
-from airflow_provider_distribute.bulk.collection import LAST_LOOK, Collection, Progress
+from airflow_provider_distribute.bulk import patience
+from airflow_provider_distribute.bulk.collection import Collection, Progress
 from airflow_provider_distribute.exceptions import AccessDenied, LedgerError, LedgerUnavailable
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Accepted, Intended, Refusal, Refused, Ticket
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
+from airflow_provider_distribute.waiting import results
 from airflow_provider_distribute.waiting.pool import Pool
+from airflow_provider_distribute.waiting.results import LAST_LOOK
 from tests.unit.bulk.world import World, prompts
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Storage(Directory):
         super().__init__(UPath(path))
         self._clock = clock
         self.down = (math.inf, math.inf)
+        self.unreadable = (math.inf, math.inf)
         self.error: LedgerError = LedgerUnavailable("write (OSError)", "somewhere")
 
     def overwrite(self, name: str, data: bytes) -> None:
@@ -48,6 +52,13 @@ class Storage(Directory):
         if begin <= self._clock.time() < end:
             raise self.error
         super().overwrite(name, data)
+
+    def names(self, folder: str) -> list[str]:
+        """List a folder, or fail."""
+        begin, end = self.unreadable
+        if begin <= self._clock.time() < end:
+            raise LedgerUnavailable("list (OSError)", "somewhere")
+        return super().names(folder)
 
 
 class Scene:
@@ -97,11 +108,21 @@ class Scene:
         await asyncio.to_thread(collection.read)
         return collection
 
+    @property
+    def pool(self) -> Pool:
+        """Return who looks."""
+        return Pool(self.world.settings, open_client=self.world._open)
+
     async def wait(self, *, deadline: float = 72 * HOUR, poke_interval: float = 30.0) -> Collection:
         """Wait as a trigger does."""
         collection = await self.waiter()
-        pool = Pool(self.world.settings, open_client=self.world._open)
-        await collection.run(pool, deadline=self.at(deadline), poke_interval=poke_interval)
+        await collection.run(self.pool, deadline=self.at(deadline), poke_interval=poke_interval)
+        return collection
+
+    async def look(self) -> Collection:
+        """Look a last time, as a worker does."""
+        collection = await self.waiter()
+        await collection.look_a_last_time(self.pool, poke_interval=30.0)
         return collection
 
     def play(self, act: Coroutine[Any, Any, None]) -> None:
@@ -131,7 +152,8 @@ class Scene:
 def scene(
     world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Scene:
-    monkeypatch.setattr(collection_module, "time", clock)
+    for module in (collection_module, patience, results):
+        monkeypatch.setattr(module, "time", clock)
     caplog.set_level("INFO", logger=collection_module.__name__)
     return Scene(world, clock, caplog)
 
@@ -142,8 +164,11 @@ class TestReading:
     def test_a_directory_without_a_run_is_not_a_run_that_has_ended(self, scene: Scene) -> None:
         """Whoever waits may be on a machine that does not see the worker's files."""
         collection = Collection(scene.storage, scene.world.settings)
-        with pytest.raises(LedgerUnavailable, match=r"find the journal .* storage that all machines share"):
+        with pytest.raises(
+            LedgerUnavailable, match=r"find the journal .* storage that they share"
+        ) as refused:
             collection.read()
+        assert not refused.value.transient
 
     def test_what_was_kept_is_not_waited_for(self, scene: Scene) -> None:
         """It counts as ended already."""
@@ -176,7 +201,7 @@ class TestReading:
         scene.accepted(4)
 
         async def act() -> None:
-            await scene.wait(deadline=0)
+            await scene.look()
 
         scene.play(act())
         (damaged,) = (scene.world.path / "rows").glob("*/*")
@@ -232,52 +257,105 @@ class TestReading:
 
 
 class TestDeadline:
-    """Nobody counts as pending who was not asked."""
+    """Whoever waits reports it; whoever lands looks a last time."""
 
-    def test_a_deadline_that_has_passed(self, scene: Scene) -> None:
-        """The triggerer was away: each job is looked at once, and what has ended meanwhile is kept."""
-        scene.accepted(120)
+    def test_a_wait_that_begins_too_late_looks_at_nothing(self, scene: Scene) -> None:
+        """It says at once how many are pending."""
+        scene.accepted(3)
+
+        async def act() -> None:
+            collection = await scene.wait(deadline=-HOUR)
+            assert list(collection.pending) == [f"Question {row}#0" for row in range(3)]
+
+        scene.play(act())
+        assert (scene.looks, scene.progress["state"], scene.progress["pending"]) == ([], "deadline", 3)
+
+    def test_the_last_look_sees_each_job_once(self, scene: Scene) -> None:
+        """The oldest first, whatever its row; what has ended meanwhile is kept."""
+        run, _ = scene.world.take_up(prompts(120))
+        tickets = tuple(Ticket(f"Question {row}#0", str(row), 1000.0 - row) for row in range(120))
+        run.journal.append([Intended.of(range(64)), Accepted(tickets[:64])])
+        run.journal.append([Intended.of(range(64, 120)), Accepted(tickets[64:])])
 
         async def act() -> None:
             scene.ends = {"Question 7#0": HOUR}
-            collection = await scene.wait(deadline=-5 * HOUR)
+            collection = await scene.look()
             assert list(collection.pending) == ["Question 7#0"]
             assert scene.now < 5.0
 
         scene.play(act())
-        assert len(scene.looks) == 120
+        assert [job_id for _, job_id in scene.looks] == [f"Question {row}#0" for row in reversed(range(120))]
         assert len(scene.kept()) == 119
         assert (scene.progress["state"], scene.progress["pending"]) == ("deadline", 1)
+        assert "looked at a last time" in scene.told(logging.INFO)[0]
 
-    def test_a_limit_that_left_no_time_for_all_of_them(self, scene: Scene) -> None:
-        """Whoever was not looked at before the deadline is looked at after it, as fast as is allowed."""
-        scene.world.fields["requests_per_second"] = 10
-        scene.accepted(500)
+    def test_the_last_look_goes_on_for_as_long_as_jobs_have_ended(self, scene: Scene) -> None:
+        """Two thousand at four a second take eight minutes; each is paid for, and none counts as expired."""
+        scene.world.fields["requests_per_second"] = 4
+        scene.accepted(2000)
 
         async def act() -> None:
-            collection = await scene.wait(deadline=10)
+            collection = await scene.look()
             assert not collection.pending
-            assert 48 < scene.now < 65
+            assert 490 < scene.now < 530
 
         scene.play(act())
-        assert len(scene.kept()) == 500
+        assert (len(scene.kept()), scene.progress["state"]) == (2000, "ended")
 
-    def test_the_last_look_has_an_end(self, scene: Scene) -> None:
+    def test_the_last_look_ends_where_nothing_has_ended(self, scene: Scene) -> None:
         """A service that does not answer then is not waited for."""
         scene.accepted(3)
 
         async def act() -> None:
             scene.instead = lambda job_id: httpx.Response(500)
-            collection = await scene.wait(deadline=HOUR)
+            collection = await scene.look()
             assert len(collection.pending) == 3
-            assert scene.now == pytest.approx(HOUR + LAST_LOOK, abs=1)
+            assert scene.now == pytest.approx(LAST_LOOK, abs=1)
 
         scene.play(act())
-        assert "looked at a last time, within 240 s" in scene.told(logging.INFO)[-2]
+
+    def test_the_last_look_waits_for_room(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What has ended and cannot be kept yet is paid for as well."""
+        monkeypatch.setattr(collection_module, "_OVERFULL", 1500)
+        scene.accepted(30)
+
+        async def act() -> None:
+            scene.storage.down = scene.at(0.0), scene.at(200.0)
+            collection = await scene.look()
+            assert not collection.pending
+
+        scene.play(act())
+        assert scene.kept() == list(range(30))
 
 
 class TestStorage:
     """When the storage does not answer."""
+
+    def test_a_record_that_cannot_be_read_for_a_while(self, scene: Scene) -> None:
+        """Nobody fails for that: the jobs go on, and so does the wait, until minutes after the deadline."""
+        scene.accepted(5)
+
+        async def begun(up_at: float, deadline: float) -> None:
+            scene.storage.unreadable = scene.at(0.0), scene.at(up_at)
+            collection = Collection(scene.storage, scene.world.settings)
+            await collection.begin(deadline=scene.at(deadline))
+            assert len(collection.pending) == 5
+            assert up_at <= scene.now < up_at + 60
+
+        scene.play(begun(HOUR, 2 * HOUR))
+        assert 5 <= len(scene.told(logging.WARNING)) <= 9
+        with pytest.raises(LedgerUnavailable):
+            scene.play(begun(math.inf, 0.0))
+
+    def test_a_record_that_is_not_there_is_not_asked_for_again(self, scene: Scene) -> None:
+        """Time does not bring it."""
+
+        async def act() -> None:
+            with pytest.raises(LedgerUnavailable, match="find the journal"):
+                await Collection(scene.storage, scene.world.settings).begin(deadline=scene.at(HOUR))
+            assert scene.now == 0
+
+        scene.play(act())
 
     def test_a_moment_loses_nothing(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """What does not fit in memory is kept as soon as it does, not only when the last job has ended."""
@@ -296,7 +374,7 @@ class TestStorage:
 
         scene.play(act())
         assert scene.kept() == list(range(30))
-        assert 3 <= len(scene.told(logging.WARNING)) <= 5
+        assert 3 <= len(scene.told(logging.WARNING)) <= 6
 
     def test_at_the_end_it_is_tried_again(self, scene: Scene) -> None:
         """Every job has ended; the answers are still to be written."""
@@ -318,7 +396,7 @@ class TestStorage:
             scene.storage.down = scene.at(0.0), math.inf
             with pytest.raises(LedgerUnavailable):
                 await scene.wait(deadline=HOUR)
-            assert HOUR < scene.now <= HOUR + LAST_LOOK
+            assert HOUR < scene.now <= HOUR + collection_module._STORAGE_PATIENCE
 
         scene.play(act())
 
