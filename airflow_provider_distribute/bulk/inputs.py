@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_distribute.exceptions import InputUnreadable, InvalidInput, InvalidRequest
 from airflow_provider_distribute.ledger.directory import INSTALL_STORAGE, UNKNOWN_STORAGE
 from airflow_provider_distribute.models import OWN_FIELDS, ChatRequest
-from airflow_provider_distribute.services.base import clipped
+from airflow_provider_distribute.services.reading import clipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from referencing.jsonschema import specification_with
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.models import problems_in
-from airflow_provider_distribute.services.base import DEEPEST, Unreadable, storable
+from airflow_provider_distribute.services.reading import DEEPEST, Unreadable, storable
 
 if TYPE_CHECKING:
     from airflow_provider_distribute.models import ChatRequest

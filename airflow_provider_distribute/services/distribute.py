@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
-from airflow_provider_distribute.services.base import (
-    Call,
-    Params,
-    Service,
+from airflow_provider_distribute.services.base import Call, Params, Service
+from airflow_provider_distribute.services.reading import (
     clipped,
     completion_fields,
     instant,

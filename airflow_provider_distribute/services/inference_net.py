@@ -18,10 +18,8 @@ from pydantic import ConfigDict, Field
 
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
-from airflow_provider_distribute.services.base import (
-    Call,
-    Params,
-    Service,
+from airflow_provider_distribute.services.base import Call, Params, Service
+from airflow_provider_distribute.services.reading import (
     clipped,
     completion_fields,
     instant,

@@ -18,7 +18,7 @@ from airflow_provider_distribute.hooks import HOOKS
 from airflow_provider_distribute.hooks.base import async_settings
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.services import SERVICES
-from airflow_provider_distribute.services.base import same_word
+from airflow_provider_distribute.services.reading import same_word
 from airflow_provider_distribute.testing import InferenceEmulator
 from airflow_provider_distribute.triggers import connection as trigger_connection
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome

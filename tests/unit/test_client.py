@@ -9,8 +9,8 @@ import gzip
 import json
 import logging
 import socket
-import threading
 import ssl
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,10 +50,9 @@ from tests.unit.server import (
 
 if TYPE_CHECKING:
     import random
-
-    from airflow_provider_distribute.models import Job
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from airflow_provider_distribute.models import Job
     from tests.unit.clock import Clock
     from tests.unit.conftest import Drive, DriveReal
     from tests.unit.contracts import Contract

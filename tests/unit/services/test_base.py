@@ -27,10 +27,10 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.models import ChatRequest, JobState
 from airflow_provider_distribute.services import SERVICES
-from airflow_provider_distribute.services.base import (
+from airflow_provider_distribute.services.base import Call
+from airflow_provider_distribute.services.reading import (
     DEEPEST,
     QUOTED_CHARACTERS,
-    Call,
     Unreadable,
     completion_fields,
     instant,

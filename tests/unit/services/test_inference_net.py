@@ -16,7 +16,8 @@ from yarl import URL
 
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import ChatRequest, JobState
-from airflow_provider_distribute.services.base import Call, usable_job_id
+from airflow_provider_distribute.services.base import Call
+from airflow_provider_distribute.services.reading import usable_job_id
 from tests.unit.contracts import INFERENCE_NET, KEY, answered, sample
 
 SERVICE = INFERENCE_NET.service
