@@ -9,12 +9,15 @@ all waiters of one process together. It does no I/O and reads no clock: ``now`` 
 **What is promised** for jobs with one ``poke_interval`` P, beside a timer for each job that looks every P
 seconds:
 
-- The mean delay between a job's end and the look that finds it is at most P / 2, whatever the order.
+- The mean delay between a job's end and the look that finds it is at most P / 2, whatever the order. (The
+  mean is over jobs that end at any time. One that always ends right after a look is found late, by a timer
+  as well.)
 - At most a tenth more looks, whatever the order, for ten jobs or more that take four P or more on average.
 - Far fewer looks when jobs end roughly in the order of submission.
 - Looks are spread out. Adding a thousand jobs at once causes no burst.
 
-**How.** Jobs wait in a line, oldest first. Two beats walk along it:
+**How.** Jobs wait in a *line*, oldest first. A look that sees a job ended is a *find*. Two *beats* walk along
+the line:
 
 - the *sweep* goes round the first W jobs of the line once in s seconds;
 - the *patrol* looks at whoever has not been looked at for longest; a job's turn comes once in B seconds.
@@ -27,13 +30,18 @@ the rate of looks is W / s + (n - W) / B. The lowest rate at which the mean dela
     c = sqrt(W p) + sqrt((n - W) (1 - p))
 
 and is c c / P. By Cauchy-Schwarz c c <= n, *whatever p is*: a wrong p cannot cost more looks than the fixed
-interval, it costs delay. So p is believed on evidence only. The line counts at which places finished jobs
-were found, by powers of two, and takes the W with the smallest c; when that would not save enough
-(``SAVING``) there is no sweep, and the patrol is the fixed interval. Half of the finds in the outer half of W
-count as beyond it, for they may have ended before they came so near. A patrol's find beyond W halves all
-belief. Until the first find, a line leans towards order the more the longer it is silent: if that is wrong,
-the first one or two finds come late by as many P as finds were taken as given, hence ``OPTIMISM`` for each
-job.
+interval, it costs delay. So p is believed on evidence only.
+
+An example: n = 100 jobs, P = 30 s, and p = 0.9 of the finds are among the first W = 10. Then c = 3 + 3 = 6:
+the sweep takes s = 30 sqrt(10 / 0.9) / 6 = 17 s, the patrol B = 30 sqrt(90 / 0.1) / 6 = 150 s, and together
+they send 36 / 30 = 1.2 looks a second instead of the timer's 100 / 30 = 3.3.
+
+The line counts at which places finished jobs were found, by powers of two, and takes the W with the smallest
+c; when that would not save enough (``SAVING``) there is no sweep, and the patrol is the fixed interval. Half
+of the finds in the outer half of W count as beyond it: such a job may have ended while it was still farther
+back. A find of the patrol beyond W halves all counts, so an order that breaks is soon unlearned. Until the
+first find, a line leans towards order the more the longer it is silent: if that is wrong, the first one or
+two finds come late by as many P as finds were taken as given, hence ``OPTIMISM`` for each job.
 
 A find calls for another look at once, a second one in a row for ``BACKLOG`` more, and a pending job ends the
 run, so a backlog is cleared at a pace that doubles with every answer. Jobs that are over before anybody looks
