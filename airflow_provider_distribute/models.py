@@ -242,7 +242,6 @@ class ChatRequest(Value):
         system_prompt: str | None = None,
         params: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
-        where: str = "The request",
     ) -> ChatRequest:
         """
         Read what an author wrote: a prompt, a message list, or a mapping with either.
@@ -255,17 +254,12 @@ class ChatRequest(Value):
         """
         if isinstance(item, ChatRequest):
             item = dict(item)
-        fields = cls._fields_of(item, where)
+        fields = cls._fields_of(item)
         unknown = sorted(map(str, fields.keys() - _ITEM_FIELDS))
         if unknown:
-            raise InvalidRequest(
-                [
-                    f"{name}: unknown field (a request takes {', '.join(sorted(_ITEM_FIELDS))})"
-                    for name in unknown
-                ],
-                where=where,
-            )
-        messages = cls._messages_of(fields, fields.get("system_prompt") or system_prompt, where)
+            known = ", ".join(sorted(_ITEM_FIELDS))
+            raise InvalidRequest([f"{name}: unknown field (a request takes {known})" for name in unknown])
+        messages = cls._messages_of(fields, fields.get("system_prompt") or system_prompt)
         try:
             return cls(
                 messages=messages,
@@ -274,12 +268,12 @@ class ChatRequest(Value):
                 metadata={**(metadata or {}), **(fields.get("metadata") or {})},
             )
         except ValidationError as error:
-            raise InvalidRequest(problems_in(error), where=where) from None
+            raise InvalidRequest(problems_in(error)) from None
         except TypeError:
-            raise InvalidRequest(["params and metadata must be mappings"], where=where) from None
+            raise InvalidRequest(["params and metadata must be mappings"]) from None
 
     @staticmethod
-    def _fields_of(item: object, where: str) -> Mapping[str, Any]:
+    def _fields_of(item: object) -> Mapping[str, Any]:
         match item:
             case str():
                 return {"prompt": item}
@@ -288,21 +282,20 @@ class ChatRequest(Value):
             case Sequence():
                 return {"messages": item}
         raise InvalidRequest(
-            [f"a request is a prompt, a list of messages or a mapping, not {type(item).__name__}"],
-            where=where,
+            [f"a request is a prompt, a list of messages or a mapping, not {type(item).__name__}"]
         )
 
     @staticmethod
-    def _messages_of(fields: Mapping[str, Any], system_prompt: str | None, where: str) -> tuple[Any, ...]:
+    def _messages_of(fields: Mapping[str, Any], system_prompt: str | None) -> tuple[Any, ...]:
         prompt, messages = fields.get("prompt"), fields.get("messages")
         if (prompt is None) == (messages is None):
-            raise InvalidRequest(["exactly one of prompt and messages is needed"], where=where)
+            raise InvalidRequest(["exactly one of prompt and messages is needed"])
         if prompt is not None:
             if not isinstance(prompt, str) or not prompt.strip():
-                raise InvalidRequest(["the prompt is empty or not a string"], where=where)
+                raise InvalidRequest(["the prompt is empty or not a string"])
             messages = [{"role": "user", "content": prompt}]
         if isinstance(messages, str) or not isinstance(messages, Sequence):
-            raise InvalidRequest(["messages must be a list"], where=where)
+            raise InvalidRequest(["messages must be a list"])
         brings_system = any(
             isinstance(message, Mapping) and message.get("role") == "system" for message in messages
         )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import math
 import time
 import uuid
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens, spent
@@ -347,6 +348,8 @@ class Run:
             return stage(source, self.plan)
         except InputUnreadable as error:
             if self._other_arguments(before):
+                if self.plan.policy.on_input_change == "restart":
+                    raise
                 raise self._changed(before, "; ".join(error.problems)) from error
             log.warning(
                 "%s cannot be read any more: %s. The run goes on with its own copy in %r.",
@@ -355,7 +358,7 @@ class Run:
                 self.directory.below(before.requests),
             )
         except InvalidInput as error:
-            if self.plan.policy.on_input_change == "restart":
+            if self.plan.policy.on_input_change == "restart" or self._is_unchanged(source, before):
                 raise
             wrong = f"now it has wrong lines, such as {error.problems[0]}"
             raise self._changed(before, wrong) from error
@@ -365,6 +368,16 @@ class Run:
             if self.plan.policy.max_cost is not None and not tally.priced:
                 raise InvalidInput([_no_price(line["request"]["model"])], source=source.name)
         return tally.staged(before.fingerprint)
+
+    def _is_unchanged(self, source: Source, before: Opened) -> bool:
+        """Return whether what is refused now is what was asked before: then only the checks are others."""
+        unlimited = replace(self.plan, policy=self.plan.policy.model_copy(update={"max_cost": None}))
+        anything = self.plan.settings.model_copy(update={"allow_undocumented_params": True})
+        for plan in (unlimited, replace(unlimited, settings=anything)):
+            with contextlib.suppress(InvalidInput):
+                if stage(source, plan).fingerprint == before.fingerprint:
+                    return True
+        return False
 
     def _changed(self, before: Opened, how: str) -> InputChanged:
         what = ", ".join(self._other_arguments(before)) or "the requests themselves"

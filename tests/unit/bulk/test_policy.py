@@ -63,7 +63,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 
 def test_an_unknown_format_is_refused() -> None:
     """With those there are."""
-    with pytest.raises(ValueError, match="results_format: .*'jsonl', 'parquet' or 'openai_batch'"):
+    with pytest.raises(ValueError, match=r"results_format: .*'jsonl', 'parquet' or 'openai_batch'"):
         Policy.of(results_format="xml")
 
 

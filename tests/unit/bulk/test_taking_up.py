@@ -16,6 +16,7 @@ from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.run import Run, stage
 from airflow_provider_distribute.exceptions import (
     InputChanged,
+    InputUnreadable,
     InvalidInput,
     LedgerCorrupt,
     LedgerForbidden,
@@ -187,6 +188,14 @@ class TestTheInputIsGone:
         with pytest.raises(InvalidInput):
             world.take_up(str(file), on_input_change="restart")
 
+    def test_starting_over_needs_the_input(self, world: World, file: Path) -> None:
+        """Nobody is told to set what is set; the input may come back."""
+        world.take_up(str(file))
+        file.unlink()
+        with pytest.raises(InputUnreadable, match="FileNotFoundError") as raised:
+            world.take_up(str(file), defaults=Defaults(system_prompt="Be brief."), on_input_change="restart")
+        assert "on_input_change" not in str(raised.value)
+
     def test_a_copy_that_is_not_complete_is_an_error(self, timeless: World) -> None:
         """Results with fewer rows would look complete."""
         assert timeless.store
@@ -195,6 +204,41 @@ class TestTheInputIsGone:
             del timeless.store.objects[path]
         with pytest.raises(LedgerCorrupt, match="holds 0 requests of 3"):
             list(run.lines())
+
+
+class TestOtherChecks:
+    """The input is what it was, and is refused all the same: nobody is told to pay for it anew."""
+
+    def refused(self, world: World, asked: Any, **plan: Any) -> str:
+        """Return what the refusal says."""
+        with pytest.raises(InvalidInput) as raised:
+            world.take_up(asked, **plan)
+        assert "on_input_change" not in str(raised.value)
+        return str(raised.value)
+
+    def test_a_limit_that_needs_a_price(self, world: World) -> None:
+        """It is the price that is missing."""
+        world.fields["model"] = "unheard of"
+        world.take_up(prompts(3))
+        assert "put it into the connection's prices" in self.refused(world, prompts(3), max_cost=5.0)
+        world.fields["prices"] = {"unheard of": [1, 1]}
+        run, _ = world.take_up(prompts(3), max_cost=5.0)
+        assert run.state.opened is not None
+        assert run.state.opened.attempt == 2
+
+    def test_a_setting_that_was_switched_off(self, world: World) -> None:
+        """It is the setting that is missing."""
+        asked = [{"prompt": "a", "params": {"max_completion_tokens": 900}}]
+        world.fields["allow_undocumented_params"] = True
+        world.take_up(asked)
+        world.fields["allow_undocumented_params"] = False
+        assert "allow_undocumented_params" in self.refused(world, asked)
+
+    def test_another_input_is_another_one(self, world: World) -> None:
+        """Whatever is wrong with it."""
+        world.take_up(prompts(3))
+        with pytest.raises(InputChanged, match="wrong lines"):
+            world.take_up([{"prompt": "a", "params": {"max_completion_tokens": 900}}])
 
 
 class Word(pydantic.BaseModel):
