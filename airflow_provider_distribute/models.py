@@ -341,6 +341,10 @@ class JobError(Value):
     message: str
 
 
+#: The types of error that leave unclear what became of a job: it may have ended well, and been billed.
+UNCLEAR = frozenset({"lost", "refused"})
+
+
 class Job(Value):
     """
     One request accepted by a service, as seen by one look.
@@ -390,6 +394,11 @@ class Job(Value):
     def lost(self) -> bool:
         """Whether the job counts as failed because the service does not know it any more."""
         return self.error is not None and self.error.type == "lost"
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the job counts as failed although nobody knows what became of it: it may have been paid."""
+        return self.error is not None and self.error.type in UNCLEAR
 
     @property
     def reason(self) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, XCom
@@ -14,8 +15,10 @@ from airflow_provider_distribute.client import RESEND_WINDOW
 from airflow_provider_distribute.exceptions import (
     InferenceError,
     InvalidRequest,
+    JobsFailed,
     OutcomeUnknown,
     SubmissionIncomplete,
+    WorkerStopped,
 )
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, ChatRequest
@@ -29,13 +32,15 @@ from airflow_provider_distribute.operators.mixins import (
     rendered,
 )
 from airflow_provider_distribute.operators.record import SubmissionRecord
+from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
+from airflow_provider_distribute.waiting.results import LAST_LOOK
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_distribute.exceptions import DeadlinePassed, JobsFailed
+    from airflow_provider_distribute.exceptions import DeadlinePassed
     from airflow_provider_distribute.hooks.base import ServiceHook
     from airflow_provider_distribute.models import Job
 
@@ -46,8 +51,6 @@ MAX_REQUESTS = 1000
 #: Problems that one message lists.
 _SHOWN = 100
 _JOB_IDS = "job_ids"
-#: Why a job counts as failed although nobody knows what became of it.
-_UNCLEAR = frozenset({"lost", "refused"})
 
 
 class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
@@ -96,17 +99,19 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
     }
     operator_extra_links = (DashboardLink(),)
     ui_color = "#e8f0fe"
+    #: Epoch seconds after which nothing is sent again, however long ``resend_for`` is.
+    _resend_until = inf
 
     def __init__(
         self,
         *,
         conn_id: str = "distribute_default",
         model: str | None = None,
-        prompt: str | None = None,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        requests: Sequence[Any] | None = None,
+        prompt: str | XComArg | None = None,
+        messages: Sequence[Mapping[str, Any]] | XComArg | None = None,
+        requests: Sequence[Any] | XComArg | None = None,
         system_prompt: str | None = None,
-        request_params: Mapping[str, Any] | None = None,
+        request_params: Mapping[str, Any] | XComArg | None = None,
         metadata: Mapping[str, Any] | None = None,
         resend_for: float | timedelta = RESEND_WINDOW,
         **kwargs: Any,
@@ -127,7 +132,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         with airflow_errors():
             hook = hook_with_link(self.conn_id, context)
             requests = self._requests(hook, context)
-            record = self._record(context, requests)
+            record = self._record(context, hook, requests)
             job_ids = self._submit(hook, requests, record)
         return self._deliver(context, record, job_ids if self._several else job_ids[0])
 
@@ -149,13 +154,17 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
     def _several(self) -> bool:
         return self.requests is not None
 
-    def _record(self, context: Context, requests: Sequence[ChatRequest]) -> SubmissionRecord:
-        record = SubmissionRecord(context.get("task_state_store"))
+    def _record(
+        self, context: Context, hook: ServiceHook, requests: Sequence[ChatRequest]
+    ) -> SubmissionRecord:
+        record = SubmissionRecord(context.get("task_state_store"), size=len(requests))
+        record.match(requests, hook.settings)
         if not record.kept:
             self.log.info("This Airflow keeps no task state (3.3 does): a retry submits, and pays, again.")
-        if others := record.others(requests):
+        if others := record.others():
             self.log.warning(
-                "The requests have changed since an earlier attempt. Its jobs go on and are billed: %s.",
+                "The requests, the connection or its host have changed since an earlier attempt. Its jobs go "
+                "on and are billed: %s.",
                 ", ".join(others),
             )
         return record
@@ -184,9 +193,8 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
             except InvalidRequest as error:
                 problems += [f"{name}: {problem}" if self._several else problem for problem in error.problems]
         if problems:
-            raise InvalidRequest(
-                problems[:_SHOWN], where="Nothing was paid, and the task" if self._several else "The request"
-            )
+            all_of_it = f"Nothing was paid, and the list of {len(items)} requests"
+            raise InvalidRequest(problems[:_SHOWN], where=all_of_it if self._several else "The request")
         return requests
 
     def _items(self) -> Sequence[Any]:
@@ -246,24 +254,28 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
     def _job_of(
         self, request: ChatRequest, index: int, hook: ServiceHook, record: SubmissionRecord, total: int
     ) -> str:
-        if job_id := record.job_id(index, request):
+        if job_id := record.job_id(index):
             self.log.info("Re-attached to job %s, which an earlier attempt submitted.", job_id)
             return job_id
-        if record.in_doubt(index, request):
+        if self.killed:
+            record.write()
+            raise WorkerStopped("the worker was told to stop, so neither this one nor a later one was sent")
+        if record.in_doubt(index):
             self.log.warning(
                 "An earlier attempt was sending request %d of %d when it ended. Whether the service accepted "
                 "it is unknown: it is sent again, and may be paid twice.",
                 index + 1,
                 total,
             )
-        record.sending(index, request)
+        record.sending(index)
+        deadline = min(time.time() + self.resend_for, self._resend_until)
         try:
-            job_id = hook.client.submit(request, deadline=time.time() + self.resend_for)
+            job_id = hook.client.submit(request, deadline=deadline)
         except InferenceError as error:
             if not isinstance(error, OutcomeUnknown):
                 record.refused(index)
             raise
-        record.accepted(index, request, job_id)
+        record.accepted(index, job_id)
         self.log.info("Submitted request %d of %d: job %s.", index + 1, total, job_id)
         return job_id
 
@@ -284,14 +296,15 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
     :class:`~airflow_provider_distribute.sensors.chat.AsyncChatSensor` returns.
 
     On Airflow 3.3 and later a retry, also after a crash of the worker, re-attaches to the jobs it already
-    submitted and asks again only those that failed. Once the results are handed over, that memory is gone:
-    clearing a finished task pays again. Before 3.3 every retry submits again.
+    submitted and asks again only those that failed. A job that the service did not know or show any more is
+    looked at before anything is submitted; one that is unknown then as well is asked again by the next clear.
+    Once the results are handed over, that memory is gone: clearing a finished task pays again. Before 3.3
+    every retry submits again.
 
     :param deferrable: Wait on the triggerer; else the worker waits.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
-    :param timeout: Seconds. Each request is sent again for as long while the service does not accept it, and
-        once all are submitted the jobs have as long to end; ``execution_timeout`` does not run while
-        deferred.
+    :param timeout: Seconds that the jobs have to end once all are submitted, and after which no request is
+        sent again that the service does not accept. ``execution_timeout`` does not run while deferred.
     :param fail_on_error: Fail when a job failed; else its result says so.
     :returns: One result, or for ``requests`` a list of them in input order.
     """
@@ -306,28 +319,64 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
         **kwargs: Any,
     ) -> None:
         durations = checked_seconds(poke_interval=poke_interval, timeout=timeout)
-        super().__init__(resend_for=timeout, **kwargs)
+        super().__init__(**kwargs)
         self.deferrable = deferrable
         self.poke_interval, self.timeout = durations
         self.fail_on_error = fail_on_error
 
     def execute(self, context: Context) -> Any:
         """Submit, then wait or defer."""
+        self._resend_until = time.time() + self.timeout
         with airflow_errors():
             hook = hook_with_link(self.conn_id, context)
             requests = self._requests(hook, context)
             if not requests:
                 return []
-            job_ids = self._submit(hook, requests, self._record(context, requests))
+            record = self._record(context, hook, requests)
+            self._look_again(hook, record, len(requests), context)
+            job_ids = self._submit(hook, requests, record)
         context["ti"].xcom_push(key=_JOB_IDS, value=job_ids)
         if self.deferrable:
             self.defer_until_ended(job_ids, time.time() + self.timeout)
         return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
 
+    def _look_again(self, hook: ServiceHook, record: SubmissionRecord, total: int, context: Context) -> None:
+        """
+        Look at the jobs that an earlier attempt could not find or see, before anything is paid.
+
+        What has ended well or goes on is taken, what has failed is asked again.
+
+        :raises AirflowFailException: some are unknown still. The next attempt asks them again.
+        :raises AirflowException: the service did not answer.
+        """
+        job_ids = record.unclear()
+        if not job_ids:
+            return
+        with self.waiting_for(job_ids, context):
+            looked = self.look_once(hook, job_ids, LAST_LOOK)
+        service, words = hook.client.service, looked.pending
+        unknown = NOT_FOUND if service.not_found_grace(hook.settings) < inf else None
+        jobs = [*looked.ended.values(), *(service.lost(it) for it in words if words[it] == unknown)]
+        unclear = [job for job in jobs if job.unclear]
+        unseen = [job_id for job_id in job_ids if words.get(job_id) == NOT_SEEN]
+        record.forget(job.job_id for job in jobs if not (job.succeeded or job.unclear))
+        record.found({*job_ids} - {*unseen} - {job.job_id for job in unclear})
+        if unseen:
+            raise AirflowException(
+                f"What became of {', '.join(unseen)} is unclear, and the service did not answer, so nothing "
+                "was submitted. A retry or a clear looks at these jobs again first."
+            )
+        if unclear:
+            record.forget(job.job_id for job in unclear)
+            raise AirflowFailException(
+                f"{JobsFailed(unclear, total=total)}. This was the second look at them, and nothing was "
+                "submitted. Clearing the task submits, and pays, these again and no others."
+            )
+
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return the results and drop the record."""
         results = super().hand_over(context, jobs)
-        record = SubmissionRecord(context.get("task_state_store"))
+        record = SubmissionRecord(context.get("task_state_store"), size=len(jobs))
         return self._deliver(context, record, results if self._several else results[0])
 
     @property
@@ -348,21 +397,26 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
 
     def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowException:
         """
-        Return an exception that Airflow retries if the retry asks something again.
+        Return an exception that Airflow retries if the retry asks something again, or looks again.
 
         What became of a job that is lost or not shown is unclear, and it may have been paid: only a person
         decides to ask that again, by clearing the task.
         """
-        record = SubmissionRecord(context.get("task_state_store"))
-        failed = [job for job in error.jobs if job.error is None or job.error.type not in _UNCLEAR]
-        record.forget(job.job_id for job in failed or error.jobs)
-        if failed:
-            pays = "A retry submits, and pays, the failed ones again and no others"
-            return AirflowException(f"{error}. {pays if record.kept else _PAYS_ALL}.")
-        pays = "Clearing the task submits, and pays, these again and no others"
-        return AirflowFailException(
-            f"{error}. What became of them is unclear, so no retry. {pays if record.kept else _PAYS_ALL}."
-        )
+        record = SubmissionRecord(context.get("task_state_store"), size=error.total)
+        unclear = [job.job_id for job in error.jobs if job.unclear]
+        failed = [job.job_id for job in error.jobs if not job.unclear]
+        if not record.kept and failed:
+            return AirflowException(f"{error}. {_PAYS_ALL}.")
+        if not record.kept:
+            return AirflowFailException(f"{error}. What became of them is unclear, so no retry. {_PAYS_ALL}.")
+        record.forget(failed)
+        record.mark_unclear(unclear)
+        if unclear:
+            return AirflowException(
+                f"{error}. What became of {', '.join(unclear)} is unclear. A retry or a clear looks at that "
+                "once more, and submits nothing as long as it is unknown."
+            )
+        return AirflowException(f"{error}. A retry submits, and pays, the failed ones again and no others.")
 
     def what_a_clear_pays(self, context: Context) -> str:
         """Return what a retry pays as well: only the task state store makes a difference."""

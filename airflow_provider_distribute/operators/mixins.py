@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
@@ -25,19 +26,22 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import LONGEST, problems_in
+from airflow_provider_distribute.models import LONGEST, Value, problems_in
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
-from airflow_provider_distribute.waiting.pool import NOT_SEEN
-from airflow_provider_distribute.waiting.results import LAST_LOOK, fetch, wait_for
+from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
+from airflow_provider_distribute.waiting.results import BRIEF_PATIENCE, LAST_LOOK, fetch, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_distribute.hooks.base import ServiceHook
     from airflow_provider_distribute.models import Job
+    from airflow_provider_distribute.waiting.results import Results
+
+_Outcome = TypeVar("_Outcome", bound=Value)
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 NET = 300.0
@@ -95,6 +99,18 @@ def rendered(value: Any) -> Any:
     return value
 
 
+#: Keys by which Airflow knows its own values in an XCom: it refuses to store a mapping with one of the first
+#: two, and reads one with the others as something else.
+_RESERVED = frozenset({"__classname__", "__id__", "__type", "__var"})
+
+
+def storable(value: Any) -> Any:
+    """Return JSON as Airflow can store it: a key that it keeps for itself gets ``reserved:`` in front."""
+    if isinstance(value, Mapping):
+        return {f"reserved:{key}" if key in _RESERVED else key: storable(it) for key, it in value.items()}
+    return [storable(it) for it in value] if isinstance(value, list | tuple) else value
+
+
 def hook_with_link(conn_id: str, context: Context) -> ServiceHook:
     """
     Return a connection's hook, and leave the link to its dashboard.
@@ -111,9 +127,12 @@ class LeavesJobsRunning:
 
     #: The jobs that this process submitted, took over or waits for.
     left_running: Collection[str] = ()
+    #: Whether the worker was told to stop; then nothing more is submitted.
+    killed = False
 
     def on_kill(self) -> None:
-        """Say what goes on: neither service can cancel."""
+        """Submit nothing more, and say what goes on: neither service can cancel."""
+        self.killed = True
         if self.left_running:
             self.log.warning(  # type: ignore[attr-defined]
                 "The task was killed. Its jobs cannot be cancelled: those that have not ended go on and are "
@@ -161,21 +180,24 @@ class WaitsForJobs(LeavesJobsRunning):
         deadline: float | None = None,
     ) -> Any:
         """Fetch the results once the trigger has seen every job ended, or say why it has not."""
-        outcome = read_event(event)
+        outcome = read_event(event, WaitOutcome)
         if job_ids is None or deadline is None:
             # dag.test() drops what was handed to defer().
             job_ids, deadline = self.job_ids_to_wait_for(context), time.time()
         if outcome.verdict == "refused":
             raise self.cannot_wait(outcome.message, job_ids, context)
         with self.waiting_for(job_ids, context):
-            hook = hook_with_link(self.conn_id, context)
-            ended = {job_id: hook.client.service.lost(job_id) for job_id in outcome.lost}
+            hook = self.connected_again(job_ids, context)
+            ended: dict[str, Job] = {}
             if outcome.verdict == "deadline":
                 ended |= self.look_a_last_time_at(hook, outcome.words, job_ids, context)
             missing = [job_id for job_id in job_ids if job_id not in ended]
-            results = asyncio.run(
-                fetch(missing, hook.settings, poke_interval=self.poke_interval, logger=hook.log)
-            )
+            # What cannot be fetched now is waited for again, which holds no worker.
+            patience = BRIEF_PATIENCE if time.time() < deadline else LAST_LOOK
+            results = self.look_once(hook, missing, patience)
+            for job_id in outcome.lost:
+                if results.pending.get(job_id) == NOT_FOUND:
+                    results.took(hook.client.service.lost(job_id))
             if results.pending:
                 if time.time() > deadline:
                     raise self._too_late(results.pending, job_ids, context)
@@ -193,7 +215,7 @@ class WaitsForJobs(LeavesJobsRunning):
         """No triggerer kept the deadline, so none ran: what has ended meanwhile is paid for and fetched."""
         job_ids = self.job_ids_to_wait_for(context)
         with self.waiting_for(job_ids, context):
-            hook = hook_with_link(self.conn_id, context)
+            hook = self.connected_again(job_ids, context)
             ended = self.look_a_last_time_at(hook, dict.fromkeys(job_ids, NOT_SEEN), job_ids, context)
         return self.hand_over(context, [ended[job_id] for job_id in job_ids])
 
@@ -228,20 +250,28 @@ class WaitsForJobs(LeavesJobsRunning):
         :returns: These jobs, all of them ended.
         :raises AirflowException: naming those that are pending still.
         """
-        looked = asyncio.run(
+        looked = self.look_once(hook, words, LAST_LOOK)
+        if looked.pending:
+            now = {job_id: words[job_id] if it == NOT_SEEN else it for job_id, it in looked.pending.items()}
+            raise self._too_late(now, job_ids, context)
+        return looked.ended
+
+    def look_once(self, hook: ServiceHook, job_ids: Iterable[str], patience: float) -> Results:
+        """
+        Look at each job once, and again only where a look got no answer.
+
+        :param patience: Seconds without a result after which it ends.
+        """
+        return asyncio.run(
             fetch(
-                words,
+                job_ids,
                 hook.settings,
-                patience=LAST_LOOK,
+                patience=patience,
                 once=True,
                 poke_interval=self.poke_interval,
                 logger=hook.log,
             )
         )
-        if looked.pending:
-            now = {job_id: words[job_id] if it == NOT_SEEN else it for job_id, it in looked.pending.items()}
-            raise self._too_late(now, job_ids, context)
-        return looked.ended
 
     def _too_late(
         self, pending: Mapping[str, str], job_ids: Sequence[str], context: Context
@@ -258,6 +288,25 @@ class WaitsForJobs(LeavesJobsRunning):
             except (AccessDenied, ConnectionInvalid) as error:
                 raise self.cannot_wait(str(error), job_ids, context) from error
 
+    def connected_again(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
+        """
+        Return the hook of a connection that this task has used before.
+
+        :raises ConnectionInvalid: naming every missing or wrong field.
+        :raises AirflowException: it cannot be read, which need not last: Airflow also says that a connection
+            is not defined when its secrets backend or its API server does not answer.
+        """
+        try:
+            return hook_for(self.conn_id)
+        except InferenceError:
+            raise
+        except Exception as error:
+            raise AirflowException(
+                f"Connection {self.conn_id!r}, which this task has used before, cannot be read now: "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. What has not ended goes on and is billed: "
+                f"{', '.join(dict.fromkeys(job_ids))}. {self.what_a_clear_pays(context)}"
+            ) from error
+
     def cannot_wait(self, why: str, job_ids: Sequence[str], context: Context) -> AirflowFailException:
         """Return the exception that ends the task when waiting is impossible until somebody acts."""
         return AirflowFailException(
@@ -272,7 +321,7 @@ class WaitsForJobs(LeavesJobsRunning):
         if failed and self.fail_on_error:
             error = JobsFailed(failed, total=len(by_id))
             raise self.jobs_failed(error, context) from error
-        return [job.result() for job in jobs]
+        return [storable(job.result()) for job in jobs]
 
     def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs to wait for, known again in a new process."""
@@ -291,14 +340,15 @@ class WaitsForJobs(LeavesJobsRunning):
         raise NotImplementedError
 
 
-def read_event(event: Any) -> WaitOutcome:
+def read_event(event: Any, outcome: type[_Outcome]) -> _Outcome:
     """
     Read the event that resumed the task.
 
+    :param outcome: What the trigger yields.
     :raises AirflowException: when it is not one of ours; a retry waits again.
     """
     try:
-        return WaitOutcome.model_validate(event)
+        return outcome.model_validate(event)
     except ValidationError as error:
         problems = "; ".join(problems_in(error))
         raise AirflowException(

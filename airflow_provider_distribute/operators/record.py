@@ -4,116 +4,218 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import logging
+from collections import defaultdict
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from airflow_provider_distribute.models import ChatRequest
+    from airflow_provider_distribute.models import ChatRequest, Settings
 
 __all__ = ["SubmissionRecord"]
+
+log = logging.getLogger(__name__)
 
 #: Requests to one key: what is written for one more request stays small however many there are.
 _PER_KEY = 100
 _IN_DOUBT = ""
+_UNCLEAR = "unclear"
+
+
+class _Entry(NamedTuple):
+    """
+    One request.
+
+    :param fingerprint: Of the request and where it was sent.
+    :param job_id: What it became; empty: it was about to be sent, and nobody knows whether it was.
+    :param mark: Says of a job that the service did not know or show it.
+    """
+
+    fingerprint: str
+    job_id: str
+    mark: str = ""
 
 
 class SubmissionRecord:
     """
-    One entry for each request, by its place in the input: the request's fingerprint and its job id.
+    One entry for each request that was sent, or was about to be.
 
-    An entry without a job id was about to be sent, and nobody knows whether it was. An entry only counts for
-    the request it was made for; when the input changed, the request is a new one.
+    An entry counts for the same request sent to the same place; where the request stands in the input does
+    not matter. Entries that count for none of an attempt's requests stay, until the results are handed over.
 
     The store's errors pass through: a record that cannot be read is not the same as no record.
 
     :param store: Airflow's task state store; ``None`` before Airflow 3.3, and then nothing is kept.
+    :param size: How many requests the task has: keys that should be there are read although one before them
+        is missing.
     """
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, *, size: int = 0) -> None:
         self._store = store
-        self._entries: dict[int, tuple[str, str]] = {}
+        self._entries: dict[int, _Entry] = {}
+        self._wanted: list[str] = []
+        self._slots: list[int] = []
         self._keys: set[str] = set()
         self._unwritten: set[str] = set()
-        first = 0
-        while store is not None and (entries := store.get(_key(first))) is not None:
-            self._keys.add(_key(first))
-            self._entries |= {place: tuple(entry) for place, entry in enumerate(entries, first) if entry}
-            first += _PER_KEY
+        for first in count(0, _PER_KEY) if store is not None else ():
+            entries = store.get(_key(first))
+            if entries is not None:
+                self._keys.add(_key(first))
+                self._entries |= {slot: _Entry(*entry) for slot, entry in enumerate(entries, first) if entry}
+            elif first >= size:
+                break
+        # A record that was being dropped is all in one key.
+        self._unwritten |= {_key(slot) for slot in self._entries} - self._keys
 
     @property
     def kept(self) -> bool:
         """Whether a retry will find anything."""
         return self._store is not None
 
-    def job_id(self, index: int, request: ChatRequest) -> str | None:
+    # What earlier attempts have left ----------------------------------------------------------------
+
+    def match(self, requests: Sequence[ChatRequest], settings: Settings) -> None:
+        """
+        Find the entry of each request: jobs before what is in doubt, its own place before any other.
+
+        Whatever is said of a request from now on is said by its index.
+        """
+        wanted = [_fingerprint(request, settings) for request in requests]
+        slots: dict[int, int] = {}
+        for jobs in (True, False):
+            free = {slot for slot, entry in self._entries.items() if bool(entry.job_id) is jobs}
+            free -= set(slots.values())
+            for index, fingerprint in enumerate(wanted):
+                if index not in slots and index in free and self._entries[index].fingerprint == fingerprint:
+                    slots[index] = index
+                    free.remove(index)
+            others = defaultdict(list)
+            for slot in sorted(free, reverse=True):
+                others[self._entries[slot].fingerprint].append(slot)
+            for index, fingerprint in enumerate(wanted):
+                if index not in slots and others[fingerprint]:
+                    slots[index] = others[fingerprint].pop()
+        unused = (slot for slot in count() if slot not in self._entries)
+        self._wanted = wanted
+        self._slots = [slots[index] if index in slots else next(unused) for index in range(len(wanted))]
+
+    def job_id(self, index: int) -> str | None:
         """Return the job that this very request became, if it is known to have become one."""
-        return self._entry(index, request) or None
+        entry = self._entries.get(self._slots[index])
+        return entry.job_id or None if entry else None
 
-    def in_doubt(self, index: int, request: ChatRequest) -> bool:
+    def in_doubt(self, index: int) -> bool:
         """Return whether an earlier attempt was about to send this very request, or did."""
-        return self._entry(index, request) == _IN_DOUBT
+        entry = self._entries.get(self._slots[index])
+        return entry is not None and entry.job_id == _IN_DOUBT
 
-    def _entry(self, index: int, request: ChatRequest) -> str | None:
-        fingerprint, job_id = self._entries.get(index, (None, None))
-        return job_id if fingerprint == request.fingerprint else None
+    def others(self) -> list[str]:
+        """Return the jobs of requests that are not asked any more; they go on, and nobody waits for them."""
+        matched = set(self._slots)
+        return [entry.job_id for slot, entry in self._entries.items() if entry.job_id and slot not in matched]
 
-    def others(self, requests: Sequence[ChatRequest]) -> list[str]:
-        """Return the jobs of requests that have changed since; they go on, and nobody waits for them."""
-        return [
-            job_id
-            for index, (_, job_id) in self._entries.items()
-            if job_id and not (index < len(requests) and self.job_id(index, requests[index]))
-        ]
+    def unclear(self) -> list[str]:
+        """Return the jobs of this attempt's requests of which nobody knows what became of them."""
+        matched = [self._entries[slot] for slot in self._slots if slot in self._entries]
+        return [entry.job_id for entry in matched if entry.mark == _UNCLEAR]
 
-    def sending(self, index: int, request: ChatRequest) -> None:
+    # What this attempt does -------------------------------------------------------------------------
+
+    def sending(self, index: int) -> None:
         """Write, before a request is sent, that it is about to be."""
-        self._enter(index, request, _IN_DOUBT)
+        self._enter(self._slots[index], _Entry(self._wanted[index], _IN_DOUBT))
         self.write()
 
-    def accepted(self, index: int, request: ChatRequest, job_id: str) -> None:
+    def accepted(self, index: int, job_id: str) -> None:
         """Note that a request became a job; the next write carries it."""
-        self._enter(index, request, job_id)
-
-    def _enter(self, index: int, request: ChatRequest, job_id: str) -> None:
-        self._entries[index] = (request.fingerprint, job_id)
-        self._unwritten.add(_key(index))
+        self._enter(self._slots[index], _Entry(self._wanted[index], job_id))
 
     def refused(self, index: int) -> None:
         """Write that a request became no job."""
-        self._drop([index])
+        self._drop([self._slots[index]])
+
+    def mark_unclear(self, job_ids: Iterable[str]) -> None:
+        """Write that nobody knows what became of jobs: the next attempt looks at them before it submits."""
+        self._mark(job_ids, _UNCLEAR)
+
+    def found(self, job_ids: Iterable[str]) -> None:
+        """Write that jobs are known again."""
+        self._mark(job_ids, "")
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Drop jobs, so that the next attempt submits their requests again."""
-        unwanted = set(job_ids)
-        self._drop([index for index, (_, job_id) in self._entries.items() if job_id in unwanted])
+        self._drop(list(self._slots_of(job_ids)))
 
-    def _drop(self, indexes: Iterable[int]) -> None:
-        for index in indexes:
-            del self._entries[index]
-            self._unwritten.add(_key(index))
+    def _slots_of(self, job_ids: Iterable[str]) -> Iterator[int]:
+        named = set(job_ids)
+        return (slot for slot, entry in self._entries.items() if entry.job_id in named)
+
+    def _mark(self, job_ids: Iterable[str], mark: str) -> None:
+        for slot in self._slots_of(job_ids):
+            self._enter(slot, self._entries[slot]._replace(mark=mark))
+        self.write()
+
+    def _enter(self, slot: int, entry: _Entry) -> None:
+        self._entries[slot] = entry
+        self._unwritten.add(_key(slot))
+
+    def _drop(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            del self._entries[slot]
+            self._unwritten.add(_key(slot))
         self.write()
 
     def write(self) -> None:
         """Write what has changed."""
-        if self._store is not None:
-            for key in sorted(self._unwritten):
-                first = _first(key)
-                places = [place for place in self._entries if first <= place < first + _PER_KEY]
-                last = max(places, default=first - 1)
-                self._store.set(key, [list(self._entries.get(place, ())) for place in range(first, last + 1)])
-        self._keys |= self._unwritten
+        # Backwards, because the first key may hold what the others shall.
+        for key in sorted(self._unwritten, key=_first, reverse=True):
+            first = _first(key)
+            self._set(key, [slot for slot in self._entries if first <= slot < first + _PER_KEY])
         self._unwritten.clear()
 
-    def clear(self) -> None:
-        """Drop everything: the results are handed over, and clearing the task asks, and pays, anew."""
+    def _set(self, key: str, slots: Sequence[int]) -> None:
         if self._store is not None:
-            for key in sorted(self._keys):
+            last = max(slots, default=_first(key) - 1)
+            self._store.set(key, [_stored(self._entries.get(slot)) for slot in range(_first(key), last + 1)])
+            self._keys.add(key)
+
+    def clear(self) -> None:
+        """
+        Drop everything: the results are handed over, and clearing the task asks, and pays, anew.
+
+        The first key takes over what the others hold and goes last, so that a process which dies here leaves
+        the whole record or nothing. The results are stored by now, so a store that fails fails nothing.
+        """
+        try:
+            if len(self._keys) > 1:
+                self._set(_key(0), list(self._entries))
+            for key in sorted(self._keys, key=_first, reverse=True):
                 self._store.delete(key)
+        except Exception as error:
+            log.warning(
+                "The results are handed over, but the record of what was submitted could not be dropped (%s: "
+                "%s). If this task is cleared, it waits for the same jobs again instead of asking anew.",
+                type(error).__name__,
+                error,
+            )
 
 
-def _key(index: int) -> str:
-    return f"distribute.submitted.{index - index % _PER_KEY}"
+def _fingerprint(request: ChatRequest, settings: Settings) -> str:
+    """16 hex digits that are the same for the same question to the same place."""
+    told = "\n".join([settings.conn_id, settings.service, settings.base_url, request.fingerprint])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _stored(entry: _Entry | None) -> list[str]:
+    """Nothing for a slot that is free, and no mark where there is none."""
+    return [] if entry is None else [*entry][: 3 if entry.mark else 2]
+
+
+def _key(slot: int) -> str:
+    return f"distribute.submitted.{slot - slot % _PER_KEY}"
 
 
 def _first(key: str) -> int:

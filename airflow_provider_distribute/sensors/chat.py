@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
 )
@@ -27,7 +28,6 @@ from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TI
 from airflow_provider_distribute.operators.mixins import (
     WaitsForJobs,
     checked_seconds,
-    hook_with_link,
     rendered,
 )
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
@@ -121,37 +121,60 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
             if self.reschedule and not self.deferrable:
                 return self._look_or_reschedule(job_ids, context)
             with self.waiting_for(job_ids, context):
-                hook = self._connected(context)
+                hook = self._connected(job_ids, context)
             if self.deferrable:
                 self.defer_until_ended(job_ids, time.time() + self.timeout)
             return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; a wait that failed is skipped where the author wants that."""
-        with self._skipping():
+        with self._skipping(), self._failing():
             return super().resume_execution(next_method, next_kwargs, context)
 
     @contextlib.contextmanager
     def _skipping(self) -> Iterator[None]:
-        """``soft_fail`` and ``never_fail`` skip in every mode; Airflow itself sees to some of it."""
+        """
+        Let ``soft_fail`` and ``never_fail`` skip alike in every mode, and say why.
+
+        What another attempt may end better is no reason to skip under ``soft_fail``, as in Airflow's own
+        sensors: a connection that cannot be read at the moment, for instance.
+        """
         try:
             yield
         except (AirflowSkipException, AirflowRescheduleException):
             raise
-        except Exception as error:
-            over = isinstance(error, AirflowFailException | AirflowSensorTimeout)
-            if self.never_fail or (self.soft_fail and over):
-                raise AirflowSkipException(str(error)) from error
-            raise
+        except (Exception, AirflowTaskTimeout) as error:
+            over = isinstance(error, AirflowFailException | AirflowSensorTimeout | AirflowTaskTimeout)
+            if not (self.never_fail or (self.soft_fail and over)):
+                raise
+            if isinstance(error, AirflowTaskTimeout):
+                self.on_kill()
+            option = "never_fail" if self.never_fail else "soft_fail"
+            self.log.warning("%s The task is skipped instead of failed, as %s says.", error, option)
+            raise AirflowSkipException(str(error)) from error
 
-    def _connected(self, context: Context) -> ServiceHook:
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Let Airflow's own code fail where it would skip: before our last look, with no word about jobs."""
+        options = self.soft_fail, self.never_fail
+        self.soft_fail = self.never_fail = False
+        try:
+            yield
+        finally:
+            self.soft_fail, self.never_fail = options
+
+    def _connected(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
         if self._hook is None:
-            self._hook = hook_with_link(self.conn_id, context)
+            again = self.reschedule and context["ti"].get_first_reschedule_date(context)
+            hook = self.connected_again(job_ids, context) if again else hook_for(self.conn_id)
+            DashboardLink.remember(context, hook.settings.dashboard_url)
+            self._hook = hook
         return self._hook
 
     def _look_or_reschedule(self, job_ids: Sequence[str], context: Context) -> Any:
         try:
-            return super().execute(context)
+            with self._failing():
+                return super().execute(context)
         except AirflowRescheduleException as error:
             if self._hook is not None:
                 # Nobody else will remember how long the service asked to be left alone.
@@ -163,7 +186,8 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
             ended = self._looked.ended
             words = {it: self._looked.pending.get(it, NOT_SEEN) for it in job_ids if it not in ended}
             with self.waiting_for(job_ids, context):
-                ended |= self.look_a_last_time_at(self._connected(context), words, job_ids, context)
+                hook = self._connected(job_ids, context)
+                ended |= self.look_a_last_time_at(hook, words, job_ids, context)
             return self.hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
@@ -173,7 +197,7 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         since = first.timestamp() if first else time.time()
         self._until = since + self.timeout
         with self.waiting_for(job_ids, context):
-            hook = self._connected(context)
+            hook = self._connected(job_ids, context)
             self._looked = asyncio.run(
                 look_newest_first(
                     job_ids,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid
 from airflow_provider_distribute.models import Value, problems_in
@@ -40,6 +40,8 @@ class WaitOutcome(Value):
     """
     The event: how a wait ended, in counts, ids and words. Never an answer, never a secret.
 
+    What a newer triggerer says beside that is ignored: it may be upgraded before the workers are.
+
     :param version: Of this shape; a worker and a triggerer may run different releases.
     :param verdict: ``ended``: every job has; ``deadline``: some were still pending; ``refused``: waiting is
         impossible until somebody acts, as ``message`` says.
@@ -49,6 +51,8 @@ class WaitOutcome(Value):
     :param pending: Ids still pending, by the service's last status word.
     :param message: For people.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     version: Literal[1] = 1
     verdict: Literal["ended", "deadline", "refused"]

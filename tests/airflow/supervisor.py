@@ -17,14 +17,14 @@ import signal
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import structlog
 from airflow.sdk import DAG
 from airflow.sdk.api.datamodels import _generated as models
 from airflow.sdk.bases.xcom import BaseXCom
-from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import comms, task_runner
 from airflow.serialization.serialized_objects import BaseSerialization
 
@@ -86,27 +86,54 @@ class Attempt:
         return str(self.error)
 
 
+class _Where(NamedTuple):
+    """Which XCom, of the one Dag there is."""
+
+    run_id: str
+    task_id: str
+    map_index: int
+    key: str
+
+    @classmethod
+    def of(cls, msg: Any) -> _Where:
+        """Read it from a message."""
+        map_index = -1 if msg.map_index is None else msg.map_index
+        return cls(msg.run_id, msg.task_id, map_index, msg.key)
+
+
 class Life:
     """
     One task instance, from its first attempt to its last.
 
     :param build: Makes the operator, inside a Dag.
+    :param beside: A task instance of the same Dag, whose database this one shares.
     :param xcoms: What upstream tasks returned, by task id.
     :ivar killed_by: Decides for each message to the supervisor whether the process dies of it.
     :ivar store_fails: Whether the task state store does not answer.
+    :ivar deletes_fail: Whether it drops nothing.
     """
 
     def __init__(
-        self, clock: Clock, build: Callable[[], BaseOperator], *, map_index: int = -1, **xcoms: Any
+        self,
+        clock: Clock,
+        build: Callable[[], BaseOperator],
+        *,
+        map_index: int = -1,
+        run_id: str = RUN_ID,
+        beside: Life | None = None,
+        **xcoms: Any,
     ) -> None:
         self.clock = clock
         self.build = build
         self.map_index = map_index
+        self.run_id = run_id
         self.ti_id = uuid.uuid4()
         self.try_number = 0
-        self.xcoms: dict[tuple[str, str], Any] = {(name, "return_value"): it for name, it in xcoms.items()}
+        self.xcoms: dict[_Where, Any] = beside.xcoms if beside else {}
+        self.xcoms |= {_Where(run_id, name, -1, "return_value"): it for name, it in xcoms.items()}
         self.store: dict[str, Any] = {}
         self.store_fails = False
+        self.deletes_fail = False
         self.rendered: dict[str, Any] = {}
         self.killed_by: Callable[[Any], bool] = lambda msg: False
         self.rescheduled_first: datetime | None = None
@@ -126,7 +153,8 @@ class Life:
 
     def xcom(self, key: str) -> Any:
         """Return an XCom of the task, as a downstream task reads it."""
-        stored = comms.XComResult(key=key, value=self.xcoms.get((self.task_id, key)))
+        where = _Where(self.run_id, self.task_id, self.map_index, key)
+        stored = comms.XComResult(key=key, value=self.xcoms.get(where))
         return BaseXCom.deserialize_value(stored)
 
     def left_behind(self) -> str:
@@ -153,7 +181,8 @@ class Life:
         :raises Killed: when the process died; the next attempt finds what it left.
         """
         self.try_number += 1
-        self.xcoms = {key: value for key, value in self.xcoms.items() if key[0] != self.task_id}
+        for where in [it for it in self.xcoms if it[:3] == (self.run_id, self.task_id, self.map_index)]:
+            del self.xcoms[where]
         attempt = Attempt()
         method: str | None = None
         kwargs: Any = None
@@ -214,7 +243,7 @@ class Life:
         run = _made(
             models.DagRun,
             dag_id=DAG_ID,
-            run_id=RUN_ID,
+            run_id=self.run_id,
             logical_date=now,
             run_after=now,
             start_date=now,
@@ -236,7 +265,7 @@ class Life:
             id=self.ti_id,
             task_id=task.task_id,
             dag_id=DAG_ID,
-            run_id=RUN_ID,
+            run_id=self.run_id,
             try_number=self.try_number,
             map_index=self.map_index,
             dag_version_id=uuid.uuid4(),
@@ -270,14 +299,14 @@ class Life:
         return self.send(msg)
 
     def _on_SetXCom(self, msg: Any) -> None:  # noqa: N802  named after the message
-        self.xcoms[msg.task_id, msg.key] = json.loads(json.dumps(msg.value))
+        self.xcoms[_Where.of(msg)] = json.loads(json.dumps(msg.value))
 
     def _on_GetXCom(self, msg: Any) -> Any:  # noqa: N802
-        return comms.XComResult(key=msg.key, value=self.xcoms.get((msg.task_id, msg.key)))
+        return comms.XComResult(key=msg.key, value=self.xcoms.get(_Where.of(msg)))
 
     def _on_GetXComSequenceSlice(self, msg: Any) -> Any:  # noqa: N802
-        found = (msg.task_id, msg.key) in self.xcoms
-        return comms.XComSequenceSliceResult(root=[self.xcoms[msg.task_id, msg.key]] if found else [])
+        found = [it for it in sorted(self.xcoms) if it[:2] == (msg.run_id, msg.task_id) and it.key == msg.key]
+        return comms.XComSequenceSliceResult(root=[self.xcoms[where] for where in found])
 
     def _on_SetRenderedFields(self, msg: Any) -> None:  # noqa: N802
         self.rendered.update(msg.rendered_fields)
@@ -299,6 +328,9 @@ class Life:
         self.store[msg.key] = json.loads(json.dumps(msg.value))
 
     def _on_DeleteTaskStateStore(self, msg: Any) -> None:  # noqa: N802
+        if self.deletes_fail:
+            # A request without an answer of its own raises instead of returning an error.
+            raise AirflowRuntimeError(comms.ErrorResponse(error=ErrorType.API_SERVER_ERROR))
         self.store.pop(msg.key, None)
 
 

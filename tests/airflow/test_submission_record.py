@@ -129,6 +129,70 @@ def test_changed_input_is_a_new_request(operator: Any, life: Live, wire: Wire, l
 
 
 @needs_store
+@pytest.mark.parametrize(
+    ("earlier", "later", "paid"),
+    [
+        (["a", "b", "c", "d"], ["a", "c", "d", "e"], ["a", "b", "c", "d", "e"]),
+        (["a", "b", "c", "d"], ["new", "d", "c", "b", "a"], ["a", "b", "c", "d", "new"]),
+        (["a", "a", "b"], ["b", "a", "a", "a"], ["a", "a", "b", "a"]),
+        (["a", "b"], ["b", "b"], ["a", "b", "b"]),
+    ],
+    ids=["removed", "moved", "the same several times", "once for each"],
+)
+def test_place_in_the_list_does_not_matter(
+    operator: Any, life: Live, wire: Wire, earlier: list[str], later: list[str], paid: list[str]
+) -> None:
+    """A request that was paid is found again wherever it stands now, once for each time it was paid."""
+    wire.fault("402", operation="submit", after=len(earlier), count=1)
+    task = life(asking(operator, [*earlier, "too much"]))
+    task.attempt()
+    task.build = asking(operator, later)
+    assert task.attempt().state == "success"
+    assert wire.prompts == paid
+    prompts = dict(zip(wire.job_ids, wire.prompts, strict=True))
+    results = [it if isinstance(it, str) else it["job_id"] for it in task.result]
+    assert [prompts[job_id] for job_id in results] == later
+    assert len(set(results)) == len(later)
+
+
+@needs_store
+def test_input_that_is_as_it_was_finds_its_jobs_again(life: Live, wire: Wire) -> None:
+    """A list that was wrong for one attempt loses nothing: what was paid for the right one is still known."""
+    wire.fault("402", operation="submit", after=2, count=1)
+    task = life(asking(SubmitAsyncChatOperator, ["a", "b", "c"]))
+    task.attempt()
+    wire.fault("402", operation="submit", after=1, count=1)
+    task.build = asking(SubmitAsyncChatOperator, ["wrong", "list"])
+    task.attempt()
+    task.build = asking(SubmitAsyncChatOperator, ["a", "b", "c"])
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b", "wrong", "c"]
+    assert task.result == [wire.job_ids[place] for place in (0, 1, 3)]
+
+
+@needs_store
+@pytest.mark.parametrize("change", ["connection", "host"])
+def test_jobs_of_another_service_or_host_are_not_taken_over(
+    operator: Any, life: Live, wire: Wire, log: Log, connections: Callable[..., None], change: str
+) -> None:
+    """An id means nothing elsewhere: the requests are new there, and the log lists the jobs that go on."""
+    wire.fault("402", operation="submit", after=2, count=1)
+    task = life(asking(operator, ["a", "b", "c"], model="a model"))
+    task.attempt()
+    before, conn_id = wire.job_ids, "distribute_default"
+    if change == "connection":
+        conn_id = "inference_net_default"
+    else:
+        connections(conn_id, host="http://api.distribute.ai")
+    task.build = asking(operator, ["a", "b", "c"], model="a model", conn_id=conn_id)
+    assert task.attempt().state == "success"
+    assert wire.prompts == ["a", "b", "a", "b", "c"]
+    results = [it if isinstance(it, str) else it["job_id"] for it in task.result]
+    assert results == wire.job_ids[2:]
+    assert f"Its jobs go on and are billed: {', '.join(before)}." in log.text
+
+
+@needs_store
 def test_metadata_alone_changes_no_question(life: Live, wire: Wire) -> None:
     """The question is model, messages and params; what only labels it pays nothing twice."""
     wire.fault("402", operation="submit", after=1, count=1)
@@ -172,6 +236,57 @@ def test_long_lists_are_kept_over_several_keys(operator: Any, life: Live, wire: 
     assert task.attempt().state == "success"
     assert wire.prompts == prompts
     assert task.store == {}
+
+
+@needs_store
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_crash_while_the_record_is_dropped_pays_nothing_again(
+    operator: Any, life: Live, wire: Wire, step: int
+) -> None:
+    """However many keys it has, it is dropped as a whole: until then the next attempt finds every job."""
+    prompts = [f"question {number}" for number in range(250)]
+    task = life(asking(operator, prompts))
+    handed_over, steps = False, 0
+
+    def dies(msg: Any) -> bool:
+        nonlocal handed_over, steps
+        handed_over = handed_over or (type(msg).__name__, getattr(msg, "key", "")) == (
+            "SetXCom",
+            "return_value",
+        )
+        steps += handed_over and type(msg).__name__.endswith("TaskStateStore")
+        return steps == step
+
+    task.killed_by = dies
+    with pytest.raises(Killed):
+        task.attempt()
+    task.killed_by = lambda msg: False
+    assert task.attempt().state == "success"
+    assert wire.paid == 250
+    assert task.store == {}
+
+
+@needs_store
+def test_store_that_fails_at_the_end_fails_nothing(operator: Any, life: Live, wire: Wire, log: Log) -> None:
+    """The results are handed over by then; the log says what a clear will do."""
+    task = life(asking(operator, ["a", "b"]))
+    task.deletes_fail = True
+    assert task.attempt(retries_left=False).state == "success"
+    assert "If this task is cleared, it waits for the same jobs again" in log.text
+    assert task.attempt(retries_left=False).state == "success"
+    assert wire.paid == 2
+
+
+@needs_store
+def test_missing_key_hides_no_other(operator: Any, life: Live, wire: Wire) -> None:
+    """Airflow drops keys by their age, and people can: what else there is still counts."""
+    prompts = [f"question {number}" for number in range(250)]
+    wire.fault("402", operation="submit", after=249, count=1)
+    task = life(asking(operator, prompts))
+    task.attempt()
+    del task.store["distribute.submitted.0"]
+    assert task.attempt().state == "success"
+    assert wire.prompts == [*prompts[:249], *prompts[:100], prompts[249]]
 
 
 @needs_store

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow.sdk import DAG, get_current_context
 
 from airflow_provider_distribute.operators.chat import MAX_REQUESTS, SubmitAsyncChatOperator
+from tests.airflow.supervisor import HAS_STATE_STORE
 from tests.airflow.wire import HOSTS, KEY, MODELS
 
 if TYPE_CHECKING:
@@ -220,7 +221,8 @@ def test_all_wrong_requests_are_named_at_once(life: Live, wire: Wire) -> None:
     bad = {"prompt": "c", "params": {"temperature": 9}}
     attempt = life(submit(requests=["a", "", "b", bad, 5])).attempt()
     assert attempt.state == "failed"
-    for name in ("Request 2 of 5", "Request 4 of 5", "temperature", "Request 5 of 5", "Nothing was paid"):
+    assert "Nothing was paid, and the list of 5 requests was not sent: Request 2 of 5" in attempt.message
+    for name in ("Request 4 of 5", "temperature", "Request 5 of 5"):
         assert name in attempt.message
     for name in ("Request 1 of 5", "Request 3 of 5"):
         assert name not in attempt.message
@@ -343,11 +345,26 @@ def test_nothing_secret_stays_behind(service: str, life: Live, wire: Wire, log: 
     assert "private" not in log.text + attempt.message + repr((task.xcoms, task.store))
 
 
-def test_killed_task_says_what_goes_on(life: Live, wire: Wire, log: Log) -> None:
-    """Neither service can cancel, so the log lists what this process submitted."""
-    wire.listener = lambda request: len(wire.submissions) != 3 or running_task().on_kill()
-    assert life(submit(requests=["a", "b", "c"])).attempt().state == "success"
+def test_killed_task_submits_nothing_more(service: str, life: Live, wire: Wire, log: Log) -> None:
+    """What was accepted goes on and is named, the rest is not sent, and a retry goes on from there."""
+    prompts = [f"question {number}" for number in range(50)]
+    wire.listener = lambda request: len(wire.submissions) == 3 and running_task().on_kill()
+    task = life(submit(service, requests=prompts))
+    attempt = task.attempt()
+    assert attempt.state == "up_for_retry"
+    assert wire.prompts == prompts[:3]
     assert f"those that have not ended go on and are billed: {', '.join(wire.job_ids[:2])}." in log.text
+    assert "Request 4 of 50 failed: the worker was told to stop, so neither this one nor" in attempt.message
+    assert f"Accepted, running and billed: {', '.join(wire.job_ids)}." in attempt.message
+    wire.listener = lambda request: None
+    assert task.attempt().state == "success"
+    assert wire.prompts == (prompts if HAS_STATE_STORE else prompts[:3] + prompts)
+
+
+def test_task_killed_at_its_last_request_has_done_its_work(life: Live, wire: Wire) -> None:
+    """There is nothing left that must not be sent."""
+    wire.listener = lambda request: len(wire.submissions) == 2 and running_task().on_kill()
+    assert life(submit(requests=["a", "b"])).attempt().state == "success"
 
 
 def test_killed_task_that_submitted_nothing_says_nothing(life: Live, wire: Wire, log: Log) -> None:

@@ -43,6 +43,7 @@ class Wire:
     :ivar closed: How many of them were closed.
     :ivar unreachable: So many of the next requests find nobody listening.
     :ivar listener: Called with each request before it is answered.
+    :ivar edited: Called with the body of each answer to a look, to change it.
     :ivar killed_after: The process dies before it sees the answer to this submission, counted from 1.
     """
 
@@ -54,6 +55,7 @@ class Wire:
         self.closed = 0
         self.unreachable = 0
         self.listener: Callable[[httpx.Request], object] = lambda request: None
+        self.edited: Callable[[dict[str, Any]], object] = lambda body: None
         self.killed_after: int | None = None
 
     def transport(self, *_: object) -> httpx.MockTransport:
@@ -86,7 +88,12 @@ class Wire:
         if reply.delivery is Delivery.RESET:
             raise httpx.ReadError("reset", request=request)
         headers = {"Content-Type": reply.content_type, **reply.headers}
-        return httpx.Response(reply.status, headers=headers, content=reply.body)
+        content = reply.body
+        if reply.status == 200 and not _is_submission(request):
+            body = json.loads(content)
+            self.edited(body)
+            content = json.dumps(body).encode()
+        return httpx.Response(reply.status, headers=headers, content=content)
 
     def fault(self, kind: str, **fields: Any) -> None:
         """Let something go wrong from now on; as :meth:`InferenceEmulator.fault`."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from airflow_provider_distribute.client import Client
-from airflow_provider_distribute.exceptions import ConnectionInvalid, InvalidRequest
+from airflow_provider_distribute.exceptions import ConnectionInvalid, InvalidRequest, RequestRefused
 from airflow_provider_distribute.models import ChatRequest, Job, JobError, JobState, Price
 from tests.unit.contracts import CONTRACTS, DISTRIBUTE, INFERENCE_NET, KEY
 
@@ -400,6 +400,22 @@ class TestJob:
         assert job.done
         assert not job.succeeded
         assert "may have been billed" in job.reason
+
+    def test_what_became_of_a_job_may_be_unclear(self) -> None:
+        """A job that the service does not know or show may have been paid; one that it says failed is clear."""
+        service = DISTRIBUTE.service
+        refused = RequestRefused("not yours", service=service.name)
+        assert service.lost("j").unclear
+        assert service.withheld("j", refused).unclear
+        failed = Job(
+            job_id="j",
+            service="s",
+            state=JobState.FAILED,
+            status="ERROR",
+            error=JobError(type="failed", message="no"),
+        )
+        assert not failed.unclear
+        assert not failed.model_copy(update={"error": None}).unclear
 
     def test_a_reason_is_always_there(self) -> None:
         """Without an error the reason is that none was given."""
