@@ -15,12 +15,10 @@ from typing import Any
 
 from airflow.sdk import dag, task
 
-from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
-
 
 @dag(schedule="@daily", start_date=datetime(2026, 1, 1), catchup=False, tags=["example", "llm"])
 def example_bulk_nightly() -> None:
-    @async_chat_bulk_task(
+    @task.async_chat_bulk(
         conn_id="distribute_default",
         max_cost=5.0,
         dedupe=True,

@@ -48,7 +48,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
 def _run(bag: Any, conf: Any) -> dict[str, Any]:
     [dag] = bag.dags.values()
     run = dag.test(run_conf=conf)
-    return {"state": str(run.state), "tasks": {_name(ti): str(ti.state) for ti in run.get_task_instances()}}
+    instances = run.get_task_instances()
+    return {
+        "state": str(run.state),
+        "tasks": {_name(ti): str(ti.state) for ti in instances},
+        "returned": {_name(ti): repr(ti.xcom_pull(ti.task_id, map_indexes=ti.map_index)) for ti in instances},
+    }
 
 
 def _name(ti: Any) -> str:

@@ -64,3 +64,8 @@ def test_they_run(outcome: dict[str, Any]) -> None:
     """Every task of every one of them succeeds, and every question is paid for once."""
     assert [run["state"] for run in outcome["runs"]] == ["success"] * len(NAMES)
     assert outcome["paid"] == 3 + 12 + 3
+
+
+def test_the_results_are_counted(outcome: dict[str, Any]) -> None:
+    """By DuckDB, where they are."""
+    assert outcome["runs"][0]["returned"]["count"] == "{'good': 3}"
