@@ -10,7 +10,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowTaskTimeout,
+)
 from airflow.sdk import DAG, get_current_context
 
 from airflow_provider_distribute.hooks import HOOKS
@@ -257,7 +261,7 @@ def test_single_not_found_loses_no_job(wait: Wait, wire: Wire, submitted: Any) -
     assert task.result["status"] == "succeeded"
 
 
-def test_killed_task_says_what_goes_on(wait: Wait, wire: Wire, submitted: Any, log: Log) -> None:
+def test_killed_task_says_what_it_waits_for(wait: Wait, wire: Wire, submitted: Any, log: Log) -> None:
     """Neither service can cancel: whoever waits on a worker lists what it waits for."""
     job_ids = submitted("a", "b")
     wire.listener = lambda request: kill_the_running_task()
@@ -268,8 +272,10 @@ def test_killed_task_says_what_goes_on(wait: Wait, wire: Wire, submitted: Any, l
 
 @pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
 @pytest.mark.parametrize("trouble", ["deadline", "failed job", "401", "garbage"])
-def test_soft_fail_skips(wait: Wait, wire: Wire, submitted: Any, option: str, trouble: str) -> None:
-    """Whatever would have failed the task skips it."""
+def test_soft_fail_skips(
+    wait: Wait, wire: Wire, submitted: Any, log: Log, service: str, option: str, trouble: str
+) -> None:
+    """What would have failed the task skips it, and the log says why: the same in every mode."""
     if trouble == "deadline":
         wire.fault("never")
     elif trouble == "failed job":
@@ -279,6 +285,47 @@ def test_soft_fail_skips(wait: Wait, wire: Wire, submitted: Any, option: str, tr
         wire.fault("401")
     task = wait("" if trouble == "garbage" else job_id, timeout=600, **{option: True})
     assert task.attempt().state == "skipped"
+    said = {
+        "deadline": f"1 of 1 jobs still pending: {job_id} ({wire.jobs[0].status}). They cannot be cancelled: "
+        "they go on at the service and are billed. Clearing the task waits for the same jobs again",
+        "failed job": f"1 of 1 jobs failed: {job_id} ({wire.jobs[0].status})",
+        "401": f"Nobody waits any more for {job_id}: what has not ended goes on and is billed",
+        "garbage": "job_id must be a job id or a list of them",
+    }[trouble]
+    [line] = {it for it in log.text.splitlines() if f"skipped instead of failed, as {option} says" in it}
+    assert said in line
+
+
+@pytest.mark.parametrize("option", ["soft_fail", "never_fail"])
+def test_soft_fail_skips_no_result(wait: Wait, wire: Wire, submitted: Any, option: str) -> None:
+    """The last look comes first: what has ended by then is paid for, and the task succeeds in every mode."""
+    wire.fault("latency", value="590")
+    deadline = wire.clock.now + 600
+
+    def away(request: object) -> None:
+        wire.no_faults()
+        if wire.clock.now < deadline:
+            wire.fault("503", operation="look")
+
+    job_ids = submitted("a", "b")
+    wire.listener = away
+    task = wait(job_ids, timeout=600, **{option: True})
+    assert task.attempt().state == "success"
+    assert [result["job_id"] for result in task.result] == job_ids
+
+
+def test_task_timeout_skips_under_soft_fail(wait: Wait, wire: Wire, submitted: Any, log: Log) -> None:
+    """Airflow's ``execution_timeout`` runs while a worker is held; the jobs that go on are named."""
+    job_ids = submitted("a", "b")
+
+    def out_of_time(request: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            get_current_context()
+            raise AirflowTaskTimeout("Timeout")
+
+    wire.listener = out_of_time
+    assert wait(job_ids, soft_fail=True).attempt().state == "skipped"
+    assert f"go on and are billed: {', '.join(job_ids)}." in log.text
 
 
 @pytest.mark.parametrize("service", ["distribute"], indirect=True)
@@ -483,6 +530,40 @@ def test_pause_the_service_asks_for_outlives_the_process(wait: Wait, wire: Wire,
     assert wait(job_ids, timeout=3000, poke_interval=10).attempt().state == "failed"
     assert len(looked) == 11
     assert all(later - earlier >= 299 for earlier, later in pairwise(looked))
+
+
+@pytest.mark.parametrize("mode", ["deferrable", "reschedule"], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"soft_fail": True}], ids=str)
+def test_connection_that_is_away_for_a_moment_ends_nothing(
+    wait: Wait, wire: Wire, submitted: Any, connections: Callable[..., None], mode: str, service: str,
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """
+    Airflow says that it is not defined, also when a secrets backend does not answer: a retry waits again.
+
+    A task that has used the connection names the jobs that go on, and is not skipped.
+    """
+    wire.fault("latency", value="300")
+    job_ids = submitted("a", "b")
+    name = f"{service}_default"
+    task = wait(job_ids, **options)
+    build = task.build
+
+    def build_without_connection() -> Any:
+        if task.reschedules == 1:
+            monkeypatch.delenv(f"AIRFLOW_CONN_{name.upper()}", raising=False)
+        return build()
+
+    task.build = build_without_connection
+    attempt = task.attempt(
+        before_resuming=lambda: monkeypatch.delenv(f"AIRFLOW_CONN_{name.upper()}", raising=False)
+    )
+    assert attempt.state == "up_for_retry"
+    assert f"Connection {name!r}, which this task has used before, cannot be read now" in attempt.message
+    assert f"goes on and is billed: {', '.join(job_ids)}. Clearing the task waits" in attempt.message
+    connections(name)
+    task.build = build
+    assert task.attempt().state == "success"
 
 
 @pytest.mark.parametrize("service", ["distribute"], indirect=True)

@@ -402,7 +402,7 @@ class TestJob:
         assert "may have been billed" in job.reason
 
     def test_what_became_of_a_job_may_be_unclear(self) -> None:
-        """A job that the service does not know or show may have been paid; one that it says failed is clear."""
+        """A job that the service does not know or show may have been paid; one that has failed has not."""
         service = DISTRIBUTE.service
         refused = RequestRefused("not yours", service=service.name)
         assert service.lost("j").unclear
