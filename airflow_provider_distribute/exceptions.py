@@ -21,13 +21,14 @@ Every error this package raises below the Airflow layer.
     ├── LedgerError              the record of a bulk run cannot be used; never read as "there is no record"
     │   ├── LedgerUnavailable    the storage did not answer
     │   ├── LedgerForbidden      the storage does not allow what the record needs
-    │   ├── LedgerCorrupt        a record in the middle is damaged, missing or from a newer version
+    │   ├── LedgerCorrupt        a record in the middle is damaged or missing
+    │   ├── LedgerNewer          a newer release of this package has written the record
     │   └── LedgerTaken          the run belongs to another task instance, or a later attempt writes it now
     ├── InvalidInput             lines of a bulk run's input are wrong; nothing was sent
     │   └── InputUnreadable      the input could not be read at all
     ├── InputChanged             a bulk run was recorded for another input
     ├── BudgetSpent              a bulk run stopped submitting at the author's cost limit
-    ├── WorkerStopped            the worker was told to stop in the middle of a bulk run
+    ├── WorkerStopped            the worker was told to stop in the middle of its work
     └── RunIncomplete            more rows of a bulk run ended badly than the author tolerates
 
 ``transient`` says whether the same step can end better later without anybody changing anything. What is not
@@ -60,6 +61,7 @@ __all__ = [
     "LedgerCorrupt",
     "LedgerError",
     "LedgerForbidden",
+    "LedgerNewer",
     "LedgerTaken",
     "LedgerUnavailable",
     "NotAccepted",
@@ -290,7 +292,7 @@ class LedgerForbidden(LedgerError):
 
 class LedgerCorrupt(LedgerError):
     """
-    A record that is not the last one is damaged, missing, or written by a newer version.
+    A record that is not the last one is damaged or missing.
 
     :param where: The object.
     :param what: What is wrong with it.
@@ -301,6 +303,23 @@ class LedgerCorrupt(LedgerError):
         super().__init__(
             f"The run's record {where!r} {what}. Jobs named there may be running and billed, so it is not "
             "skipped. Restore the object from a copy, or choose another result_path to start and pay anew."
+        )
+
+
+class LedgerNewer(LedgerError):
+    """
+    The run's record was written by a newer release than this one.
+
+    :param where: The object.
+    :param what: What cannot be read.
+    """
+
+    def __init__(self, where: str, what: str) -> None:
+        self.where = where
+        super().__init__(
+            f"The run's record {where!r} {what}. A newer release of this provider has written it, and the "
+            "jobs named there may be running and billed. Use that release, or a later one, on worker and "
+            "triggerer, and clear the task: it goes on where it was."
         )
 
 
@@ -353,7 +372,7 @@ class BudgetSpent(InferenceError):
 
 
 class WorkerStopped(InferenceError):
-    """The worker was told to stop in the middle of a bulk run; the next attempt goes on with it."""
+    """The worker was told to stop in the middle of its work; the next attempt goes on with it."""
 
     transient = True
 

@@ -16,7 +16,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.patience import insist
@@ -30,11 +30,14 @@ from airflow_provider_distribute.waiting.results import LAST_LOOK, look_while_th
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, KeysView
 
+    from airflow_provider_distribute.bulk.run import Run
+    from airflow_provider_distribute.bulk.submission import Submission, Submitted
     from airflow_provider_distribute.ledger.directory import Directory
+    from airflow_provider_distribute.ledger.replay import State
     from airflow_provider_distribute.models import Job, Settings
     from airflow_provider_distribute.waiting.pool import Logger, Pool
 
-__all__ = ["Collection", "Progress"]
+__all__ = ["Collection", "Progress", "show_sending"]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,26 @@ class Progress:
     started: float = 0.0
     ended_before: int = 0
 
+    @classmethod
+    def of_sending(cls, state: State, submitted: Submitted, *, started: float) -> Progress:
+        """
+        Say where a run is that sends.
+
+        :param state: What was known before.
+        :param submitted: How the sending goes.
+        :param started: Epoch seconds.
+        """
+        return cls(
+            total=len(state.tickets.keys() - state.open) + submitted.accepted,
+            succeeded=state.good,
+            refused=len(state.refusals) + submitted.refused,
+            unknown=len(state.unknown - state.open),
+            not_sent=len(state.open) - submitted.accepted - submitted.refused,
+            state="sending",
+            started=started,
+            ended_before=state.good,
+        )
+
     @property
     def ended(self) -> int:
         """Rows that have ended."""
@@ -123,6 +146,25 @@ class Progress:
         }
 
 
+def _write(directory: Directory, progress: Progress) -> None:
+    text = json.dumps(progress.as_json(time.time()), indent=1)
+    directory.overwrite("progress.json", text.encode())
+
+
+async def show_sending(run: Run, submission: Submission) -> NoReturn:
+    """
+    Keep ``progress.json`` current while a run sends, until this is cancelled.
+
+    People read it and nothing else does, so a storage that does not answer stops nothing.
+    """
+    state, started = run.state, time.time()
+    while True:
+        progress = Progress.of_sending(state, submission.so_far, started=started)
+        with contextlib.suppress(LedgerError):
+            await asyncio.to_thread(_write, run.directory, progress)
+        await asyncio.sleep(_PATIENCE)
+
+
 class Collection:
     """
     One wait for a run's jobs.
@@ -130,6 +172,7 @@ class Collection:
     :param directory: The run's directory.
     :param settings: The connection.
     :param logger: Told about progress and trouble.
+    :ivar attempt: Whose jobs they are, once :meth:`read` knows.
     """
 
     def __init__(self, directory: Directory, settings: Settings, *, logger: Logger = log) -> None:
@@ -144,6 +187,7 @@ class Collection:
         self._room = asyncio.Event()
         self._turned_away = False
         self.progress = Progress()
+        self.attempt = 0
 
     @property
     def pending(self) -> KeysView[str]:
@@ -176,6 +220,7 @@ class Collection:
                 "that does not may pay for them again",
                 transient=False,
             )
+        self.attempt = state.opened.attempt
         self.progress = Progress(
             started=time.time(),
             refused=len(state.refusals),
@@ -307,7 +352,7 @@ class Collection:
 
     async def _keep_now(self) -> None:
         await self._flush()
-        await asyncio.to_thread(self._write_progress)
+        await asyncio.to_thread(_write, self._directory, self.progress)
 
     async def _insist(self, step: Callable[[], Awaitable[None]], deadline: float) -> None:
         patience = max(0.0, deadline - time.time()) + _STORAGE_PATIENCE
@@ -321,10 +366,6 @@ class Collection:
             del self._lines[: len(chunk)]
             self._bytes -= sum(map(len, chunk))
             self._room.set()
-
-    def _write_progress(self) -> None:
-        text = json.dumps(self.progress.as_json(time.time()), indent=1)
-        self._directory.overwrite("progress.json", text.encode())
 
     async def _tell(self) -> None:
         pause = _FIRST_LINE

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
@@ -23,6 +24,8 @@ from airflow_provider_distribute.bulk.kept import request_from
 from airflow_provider_distribute.bulk.output_types import Mismatch
 from airflow_provider_distribute.ledger.lines import to_json
 from airflow_provider_distribute.ledger.rows import Landed, read_rows, result_in
+from airflow_provider_distribute.models import UNCLEAR
+from airflow_provider_distribute.services.reading import clipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.ledger.requests import RequestWriter
 
 __all__ = ["Landing", "Spool", "land"]
+
+#: Different reasons that are counted; whatever goes wrong most often is among the first.
+_MOST_REASONS = 1000
+#: An answer is what the run has paid for, so no log or error quotes what is wrong with it.
+_MISMATCH = "the answer does not fit output_type; the results say why"
 
 
 @dataclass(slots=True)
@@ -52,6 +60,7 @@ class Landing:
     :ivar unknown_rows: Rows that may run without our knowing.
     :ivar unknown: ``custom_id`` of each row that is unknown.
     :ivar going_on: Ids of all jobs that were not seen ended.
+    :ivar reasons: Rows by the reason for which they did not succeed.
     """
 
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STATUSES, 0)))
@@ -63,12 +72,22 @@ class Landing:
     unknown_rows: set[int] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
     going_on: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def count(self, row: Row) -> None:
         """Count a row."""
         self.counts[row.status] += 1
+        if row.error:
+            reason = _MISMATCH if row.status == "invalid" else clipped(row.error["message"])
+            if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
+                self.reasons[reason] += 1
         if row.status == "unknown":
             self.unknown.append(row.custom_id)
+
+    @property
+    def reason(self) -> str:
+        """The reason that most rows have which did not succeed, and how many; empty when all did."""
+        return "; ".join(f"{reason} ({count} rows)" for reason, count in self.reasons.most_common(1))
 
     def settle(self, row_number: int, status: Status) -> None:
         """Sort a row that is asked for itself by what a later attempt does with it."""
@@ -102,16 +121,25 @@ class Spool:
         for head, text in read_rows(directory):
             if state.tickets.get(head.row) == head.ticket:
                 self._places[head.row], self._lengths[head.row] = place, len(text)
-            elif (head.row, head.ticket) in state.superseded:
+            elif (key := (head.row, head.ticket)) in state.superseded or key in state.replaced:
                 self._older[head.row, head.ticket] = place, len(text)
             else:
                 continue
             place += self._file.write(text)
         self._file.flush()
+        self._earlier: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for row, ticket in state.superseded:
+            if (row, ticket) in self._older:
+                self._earlier[row].append(self._older[row, ticket])
 
     def newest(self, row: int) -> bytes | None:
         """Return the line of the row's newest job; ``None``: it was not seen ended."""
         return self._read(self._places[row], self._lengths[row]) if self._places[row] >= 0 else None
+
+    def earlier(self, row: int) -> Iterator[bytes]:
+        """Yield the lines of the row's older jobs that were seen ended, the newest of them first."""
+        for place in reversed(self._earlier.get(row, ())):
+            yield self._read(*place)
 
     def older(self) -> Iterator[tuple[int, bytes]]:
         """Yield the row and the line of each older job that was seen ended."""
@@ -121,7 +149,8 @@ class Spool:
     def going_on(self) -> list[str]:
         """Return the tickets, the newest first, whose jobs were not all seen ended."""
         newest = (ticket for row, ticket in self._state.tickets.items() if self._places[row] < 0)
-        older = (ticket for row, ticket in sorted(self._state.superseded - self._older.keys()))
+        behind = self._state.superseded.keys() | self._state.replaced
+        older = (ticket for row, ticket in sorted(behind - self._older.keys()))
         return list(dict.fromkeys((*newest, *older)))
 
     def _read(self, place: int, length: int) -> bytes:
@@ -148,13 +177,17 @@ def land(
     """
     Write the results, one row for each input, in input order; a reader sees all of them or the old ones.
 
+    The outcome is settled in the journal first. That fails for an attempt that a newer one has overtaken, so
+    its results do not take the place of the newer one's; and whoever is killed from then on has lost nothing.
+
     :param repair: Takes a request for each invalid row that asks for a valid answer.
     :param before_row: Called before each row; what it raises ends the landing, and leaves the old results.
+    :raises LedgerTaken: a newer attempt has begun.
     :raises LedgerError: the run's record cannot be used.
     """
     landing = Landing()
     costs = Costs(run.plan.settings)
-    repeated = {row for row, _ in run.state.superseded}
+    repeated = {row for row, _ in chain(run.state.superseded, run.state.replaced)}
     asked: dict[int, str] = {}
     with Spool(run.directory, run.state) as spool, run.directory.replacing(format_.file) as stream:
         rows = format_(stream)
@@ -166,7 +199,8 @@ def land(
                 asked[number] = model
             text = spool.newest(primary)
             answer = None if text is None else _Answer.read(text, model, costs)
-            row = _row(run, line, primary, answer)
+            earlier = (_Answer.read(text, model, costs) for text in spool.earlier(primary))
+            row, told = _row(run, line, primary, answer, earlier)
             if primary == number:
                 landing.settle(number, row.status)
                 if answer:
@@ -174,8 +208,8 @@ def land(
             else:
                 row = replace(row, usage=None, cost=0.0, attempts=0)
             landing.count(row)
-            rows.write(row, answer.result if answer else None)
-            if repair and row.status == "invalid" and primary == number:
+            rows.write(row, told.result if told else None)
+            if repair and row.status == "invalid" and told is answer and primary == number:
                 repair.add({**line, "request": _repaired(line, row)})
                 landing.repairs[number] = costs.of(model, costs.needs(request_from(line)).repair) or 0.0
         for number, text in spool.older():
@@ -183,8 +217,9 @@ def land(
             landing.pay(answer.result["usage"], answer.cost)
         landing.going_on = spool.going_on()
         rows.close()
-    if repair:
-        repair.flush()
+        if repair:
+            repair.flush()
+        run.settle(landing.again, landing.unknown_rows)
     return landing
 
 
@@ -205,8 +240,14 @@ class _Answer:
         return cls(Landed.head(text).seen_at, result, costs.of(asked, used) if cost is None else cost)
 
 
-def _row(run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None) -> Row:
-    """Say what became of a row: a good answer counts, else what its newest request came to."""
+def _row(
+    run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None, earlier: Iterator[_Answer]
+) -> tuple[Row, _Answer | None]:
+    """
+    Say what became of a row, and which answer says it: a good one counts, else its newest request.
+
+    Where that came to nothing, the newest answer that ended is what the row has: it is paid for.
+    """
     state = run.state
     blank = Row(
         custom_id=line["custom_id"],
@@ -217,6 +258,21 @@ def _row(run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None
         attempts=state.sends[primary],
         submitted_at=_iso(state.accepted_at[primary]),
     )
+    newest = _newest(blank, answer, primary, run)
+    if newest.status in ("succeeded", "invalid"):
+        return newest, answer
+    for older in chain([answer] if answer else [], earlier):
+        kept = _ended(blank, older, run.plan.output_type)
+        if kept.status == "succeeded":
+            return kept, older
+        if kept.status == "invalid":
+            return _asked_in_vain(kept, newest), older
+    return newest, answer
+
+
+def _newest(blank: Row, answer: _Answer | None, primary: int, run: Run) -> Row:
+    """Say what a row's newest request came to."""
+    state = run.state
     ended = _ended(blank, answer, run.plan.output_type) if answer else None
     if ended and ended.status == "succeeded":
         return ended
@@ -224,9 +280,27 @@ def _row(run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None
         refusal = state.refusals[primary]
         error = _error("refused", refusal.message)
         return replace(blank, status="failed", error=error, finished_at=_iso(refusal.at))
-    if ended and primary not in state.unknown:
+    if ended and (primary not in state.unknown or ended.status == "unknown"):
         return ended
     return _unended(blank, primary, state)
+
+
+def _asked_in_vain(kept: Row, newest: Row) -> Row:
+    """Return an answer that does not fit, and what became of the request for a better one."""
+    unknown = newest.status == "unknown"
+    fault, fate = _told(kept), _told(newest)
+    type_ = fate["type"] if unknown else f"repair_{newest.status}"
+    what = f"{fault['message']} (asked again, which ended {newest.status}: {fate['message']})"
+    return replace(
+        newest,
+        status="unknown" if unknown else "invalid",
+        raw_output=kept.raw_output,
+        error=_error(type_, what),
+        model=kept.model,
+        finish_reason=kept.finish_reason,
+        usage=kept.usage,
+        cost=kept.cost,
+    )
 
 
 def _ended(blank: Row, answer: _Answer, wanted: OutputType) -> Row:
@@ -240,7 +314,8 @@ def _ended(blank: Row, answer: _Answer, wanted: OutputType) -> Row:
         finished_at=result["finished_at"] or _iso(answer.seen_at),
     )
     if result["status"] != "succeeded":
-        return replace(row, status="failed", error=result["error"])
+        unclear = (result["error"] or {}).get("type") in UNCLEAR
+        return replace(row, status="unknown" if unclear else "failed", error=result["error"])
     content = result["content"]
     raw = to_json(result["tool_calls"]) if content is None and result["tool_calls"] else content
     if raw is not content and wanted.schema is None:
@@ -265,15 +340,18 @@ def _unended(blank: Row, primary: int, state: State) -> Row:
 
 
 def _repaired(line: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    fault = row.error["message"] if row.error else ""
     request = request_from(line)
-    order = f"That answer does not fit: {fault}\nAnswer again with the corrected JSON and nothing else."
+    order = f"That answer does not fit: {_told(row)['message']}\nAnswer again with the corrected JSON and nothing else."
     messages = [
         *(dict(message) for message in request.messages),
         {"role": "assistant", "content": row.raw_output or ""},
         {"role": "user", "content": order},
     ]
     return {**line["request"], "messages": messages}
+
+
+def _told(row: Row) -> Mapping[str, str]:
+    return row.error or _error(row.status, "no reason given")
 
 
 def _error(type_: str, message: str) -> dict[str, str]:

@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_distribute.bulk.costs import Costs
+from airflow_provider_distribute.bulk.inputs import Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.run import Run, Staged
+    from airflow_provider_distribute.ledger.directory import Directory
+    from airflow_provider_distribute.ledger.replay import State
 
 __all__ = [
     "MOST_NAMED",
@@ -43,7 +46,7 @@ def manifest_of(run: Run, landing: Landing, *, results: str, now: float) -> dict
     state, plan = run.state, run.plan
     submitted = [at for at in state.accepted_at if at]
     return {
-        **_identity(run),
+        **_identity(run.directory, state),
         "results": run.directory.below(results),
         "models": sorted(landing.models),
         "output_type": "text" if plan.output_type.schema is None else plan.output_type.name,
@@ -61,46 +64,59 @@ def manifest_of(run: Run, landing: Landing, *, results: str, now: float) -> dict
     }
 
 
-def manifest_of_stopped(run: Run, before: Mapping[str, Any], *, why: str, now: float) -> dict[str, Any]:
+def manifest_of_stopped(
+    directory: Directory,
+    state: State,
+    before: Mapping[str, Any],
+    *,
+    pending: Iterable[str] | None = None,
+    why: str,
+    now: float,
+) -> dict[str, Any]:
     """
     Sum up an attempt that ended before it could land: what it leaves is in the field ``stopped``.
 
     Only the journal is read for that, so it is quick. Everything else is of the landing before, if there was
     one; the results, too, are as they were.
 
+    :param directory: The run's directory.
+    :param state: What the journal says.
     :param before: The manifest of that landing, or nothing.
+    :param pending: The jobs that were not seen ended; ``None``: all that were accepted since that landing.
     :param why: For people.
     :param now: Epoch seconds.
     """
-    state = run.state
-    landed_at = datetime.fromisoformat(before["finished_at"]).timestamp() if "finished_at" in before else 0.0
-    accepted = [ticket for row, ticket in state.tickets.items() if state.accepted_at[row] > landed_at]
+    if pending is None:
+        finished = before.get("finished_at")
+        landed_at = datetime.fromisoformat(finished).timestamp() if finished else 0.0
+        pending = (ticket for row, ticket in state.tickets.items() if state.accepted_at[row] > landed_at)
     unknown = sorted(state.unknown)
+    shard = Shard(state.opened.shard, state.opened.split) if state.opened else Shard()
     return {
         **before,
-        **_identity(run),
+        **_identity(directory, state),
         "stopped": {
             "why": why,
             "at": _iso(now),
-            "accepted": _jobs(list(dict.fromkeys(accepted))),
+            "accepted": _jobs(list(dict.fromkeys(pending))),
             "unknown": {
                 "rows": len(unknown),
-                "indexes": [run.plan.shard.index(row) for row in unknown[:MOST_NAMED]],
+                "indexes": [shard.index(row) for row in unknown[:MOST_NAMED]],
             },
             "not_sent": len(state.open),
         },
     }
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    state, settings = run.state, run.plan.settings
+def _identity(directory: Directory, state: State) -> dict[str, Any]:
+    opened = state.opened
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": run.directory.uri,
-        "manifest": run.directory.below(_NAME),
-        "conn_id": settings.conn_id,
-        "service": settings.service,
-        "attempt": state.opened.attempt if state.opened else 0,
+        "run": directory.uri,
+        "manifest": directory.below(_NAME),
+        "conn_id": opened.conn_id if opened else None,
+        "service": opened.service if opened else None,
+        "attempt": opened.attempt if opened else 0,
         "rows": state.count,
     }
 
@@ -109,19 +125,19 @@ def _jobs(ids: Sequence[str]) -> dict[str, Any]:
     return {"jobs": len(ids), "job_ids": list(ids[:MOST_NAMED])}
 
 
-def write_manifest(run: Run, manifest: Mapping[str, Any]) -> None:
+def write_manifest(directory: Directory, manifest: Mapping[str, Any]) -> None:
     """Write the manifest; a reader who finds ``results`` in it finds these complete."""
-    run.directory.overwrite(_NAME, json.dumps(manifest, indent=1).encode())
+    directory.overwrite(_NAME, json.dumps(manifest, indent=1).encode())
 
 
-def read_manifest(run: Run) -> dict[str, Any]:
+def read_manifest(directory: Directory) -> dict[str, Any]:
     """
     Return the manifest as it was written last; empty when there is none that this version can read.
 
     :raises LedgerError: the storage did not answer.
     """
     try:
-        manifest = json.loads(run.directory.read(_NAME) or b"{}")
+        manifest = json.loads(directory.read(_NAME) or b"{}")
     except ValueError:
         return {}
     readable = isinstance(manifest, dict) and manifest.get("schema_version") == SCHEMA_VERSION

@@ -311,6 +311,9 @@ class Run:
             requests=folder,
             window=self.plan.policy.window,
             arguments=self.plan.arguments,
+            service=self.plan.settings.service,
+            shard=self.plan.shard.number,
+            split=self.plan.shard.of,
         )
         goes_on = before is not None and before.fingerprint == staged.fingerprint
         known = self.state if goes_on else State().after(opened)

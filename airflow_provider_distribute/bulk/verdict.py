@@ -19,7 +19,7 @@ __all__ = ["verdict"]
 
 
 def verdict(
-    counts: Mapping[str, int], stopped: Stopped | None, policy: Policy, *, results: str
+    counts: Mapping[str, int], stopped: Stopped | None, policy: Policy, *, results: str, reason: str = ""
 ) -> InferenceError | None:
     """
     Return the error that ends the task; ``None``: it succeeds. The first line that holds decides.
@@ -43,6 +43,7 @@ def verdict(
     :param stopped: Why sending stopped before the last row; ``None``: it did not.
     :param policy: What the author wants.
     :param results: Where the results are, for people.
+    :param reason: Why most of the bad rows are bad, for people.
     """
     rows = sum(counts.values())
     bad = {status: count for status, count in counts.items() if count and status != "succeeded"}
@@ -50,8 +51,8 @@ def verdict(
         return None
     some, unknown = sum(bad.values()), bad.get("unknown", 0)
     told = (
-        f"{some} of {rows} rows did not succeed ({', '.join(f'{bad[status]} {status}' for status in bad)}). "
-        f"Everything there is was landed at {results}."
+        f"{some} of {rows} rows did not succeed ({', '.join(f'{bad[status]} {status}' for status in bad)})."
+        f"{f' Most often: {reason}.' if reason else ''} Everything there is was landed at {results}."
     )
     if stopped and stopped.reason == "denied":
         return RunIncomplete(
@@ -66,16 +67,20 @@ def verdict(
         )
     if unknown and policy.on_unknown == "fail":
         return RunIncomplete(
-            f"{told} The requests of {unknown} rows were sent and not answered. Decide: "
+            f"{told} Nobody knows what became of the requests of {unknown} rows. Decide: "
             "on_unknown='resubmit' sends them again and may pay twice, 'leave' accepts the gap; then clear "
             "the task.",
             retry_helps=False,
         )
     late = stopped is not None or "expired" in bad
-    tolerated = some <= policy.failure_tolerance * rows
+    tolerated = some / rows <= policy.failure_tolerance
     if tolerated and not (late and policy.on_deadline == "fail"):
         return None
-    why = "" if tolerated else f" failure_tolerance={policy.failure_tolerance} allows less."
+    why = (
+        " failure_tolerance allows that, but on_deadline='fail' does not; on_deadline='land' does."
+        if tolerated
+        else f" failure_tolerance={policy.failure_tolerance} allows less."
+    )
     if unknown == some and policy.on_unknown == "leave":
         return RunIncomplete(
             f"{told}{why} A retry would send nothing, because on_unknown='leave' leaves them unknown. Raise "

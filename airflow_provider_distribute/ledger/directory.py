@@ -149,11 +149,11 @@ class Directory:
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
         """
-        Write an object as a stream, under another name until it is complete.
+        Write an object as a stream, under a name of its own until it is complete.
 
-        A reader sees the old object or the new one, never a part.
+        A reader sees the old object or the new one, never a part, however many write it at once.
         """
-        unfinished = f"{name}.unfinished"
+        unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
         self._make_parent(name)
         with self._explained("write", unfinished):
             stream = self._store.open(self._path(unfinished))
@@ -164,6 +164,7 @@ class Directory:
         except BaseException:
             with contextlib.suppress(Exception):
                 stream.close()
+                self._store.remove(self._path(unfinished))
             raise
         with self._explained("write", name):
             self._store.rename(self._path(unfinished), self._path(name))

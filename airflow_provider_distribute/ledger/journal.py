@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from airflow_provider_distribute.exceptions import LedgerCorrupt, LedgerTaken
+from airflow_provider_distribute.exceptions import LedgerNewer, LedgerTaken
 from airflow_provider_distribute.ledger.lines import decode, line, sealed
 from airflow_provider_distribute.ledger.records import record_from
 from airflow_provider_distribute.ledger.replay import Entry, State, object_name, replay
@@ -44,6 +44,7 @@ class Journal:
 
         :raises LedgerUnavailable: the storage did not answer.
         :raises LedgerCorrupt: an object in the middle is missing or damaged.
+        :raises LedgerNewer: a newer release has written one.
         """
         return self._replayed(State())
 
@@ -69,7 +70,7 @@ class Journal:
             try:
                 entry = entry_from(int(name[-14:-6]), data)
             except ValueError as error:
-                raise LedgerCorrupt(self._directory.below(name), str(error)) from error
+                raise LedgerNewer(self._directory.below(name), str(error)) from error
             self._whole = entry.whole
             yield entry
 

@@ -49,6 +49,11 @@ class Owner:
     task_id: str
     map_index: int = -1
 
+    @classmethod
+    def of(cls, ti: Any) -> Owner:
+        """Return Airflow's task instance as an owner."""
+        return cls(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
+
     @property
     def directory(self) -> str:
         """
@@ -106,6 +111,9 @@ class Opened:
     :param requests: Folder of the requests.
     :param window: Rows that may be intended and not recorded.
     :param arguments: A digest of each argument that shapes all requests, by name, to say what has changed.
+    :param service: Whose jobs they are.
+    :param shard: Which part of the input the run takes, from 0.
+    :param split: How many parts there are.
     """
 
     name: ClassVar[str] = "opened"
@@ -119,6 +127,9 @@ class Opened:
     requests: str
     window: int
     arguments: Mapping[str, str] = field(default_factory=dict)
+    service: str = ""
+    shard: int = 0
+    split: int = 1
     format: int = FORMAT
 
     def as_json(self) -> object:

@@ -55,13 +55,15 @@ class State:
     :ivar opened: The last attempt; ``None``: there is no run.
     :ivar last: Number of the last object.
     :ivar tickets: The newest ticket of each row that ever got one.
-    :ivar superseded: Older tickets, each with its row, and all tickets of an input that was replaced. Their
-        jobs ran, or run, and are billed.
+    :ivar superseded: Older tickets, each with its row, in the order in which newer ones came. Their jobs ran,
+        or run, and are billed.
+    :ivar replaced: The same of all tickets of an input that was replaced.
     :ivar accepted_at: When each row's newest ticket was handed back, in epoch seconds; 0: never.
     :ivar open: Rows that the last attempt asks and has not intended yet.
     :ivar intended: Rows that the last attempt intended and did not record.
     :ivar doubt: Rows that may have been taken earlier, without our knowing.
     :ivar refusals: Rows whose newest request was refused.
+    :ivar good: How many rows had ended well when the outcome was landed last.
     :ivar again: Rows that were landed and that a later attempt asks again.
     :ivar sends: How often each row was, or may have been, sent.
     :ivar repairs: How many of these asked for a better answer.
@@ -73,12 +75,14 @@ class State:
     opened: Opened | None = None
     last: int = 0
     tickets: dict[int, str] = field(default_factory=dict)
-    superseded: set[tuple[int, str]] = field(default_factory=set)
+    superseded: dict[tuple[int, str], None] = field(default_factory=dict)
+    replaced: set[tuple[int, str]] = field(default_factory=set)
     accepted_at: array[float] = field(default_factory=lambda: array("d"))
     open: set[int] = field(default_factory=set)
     intended: set[int] = field(default_factory=set)
     doubt: set[int] = field(default_factory=set)
     refusals: dict[int, Refusal] = field(default_factory=dict)
+    good: int = 0
     again: set[int] = field(default_factory=set)
     sends: array[int] = field(default_factory=lambda: array("H"))
     repairs: array[int] = field(default_factory=lambda: array("H"))
@@ -120,7 +124,7 @@ class State:
                 opened=record,
                 last=self.last,
                 accepted_at=array("d", bytes(8 * record.count)),
-                superseded=self.superseded | set(self.tickets.items()),
+                replaced=self.replaced | self.superseded.keys() | self.tickets.items(),
                 sends=array("H", bytes(2 * record.count)),
                 repairs=array("H", bytes(2 * record.count)),
             )
@@ -174,7 +178,7 @@ class State:
         for ticket in record.tickets:
             for row in rows_in(ticket.rows):
                 if self.tickets.get(row, ticket.id) != ticket.id:
-                    self.superseded.add((row, self.tickets[row]))
+                    self.superseded[row, self.tickets[row]] = None
                 self.tickets[row] = ticket.id
                 self.accepted_at[row] = ticket.at
                 self._answered(row)
@@ -194,6 +198,7 @@ class State:
         self.again = set(rows_in(record.again))
         self.doubt = set(rows_in(record.unknown))
         self.intended = set()
+        self.good = len(self.tickets.keys() - self.again - self.doubt)
 
     def _answered(self, row: int) -> None:
         self.intended.discard(row)

@@ -19,18 +19,18 @@ from airflow.providers.common.compat.sdk import (
     ObjectStoragePath,
     conf,
 )
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from opentelemetry import trace
-from pydantic import ValidationError
 
-from airflow_provider_distribute.bulk.collection import Collection
+from airflow_provider_distribute.bulk.collection import Collection, show_sending
 from airflow_provider_distribute.bulk.costs import Costs
 from airflow_provider_distribute.bulk.formats import FormatName, format_from
-from airflow_provider_distribute.bulk.inputs import Defaults, source_of
+from airflow_provider_distribute.bulk.inputs import Defaults, source_of, uri_of
 from airflow_provider_distribute.bulk.landing import land
+from airflow_provider_distribute.bulk.leaving import leave_behind
 from airflow_provider_distribute.bulk.manifest import (
     dry_run_manifest,
     manifest_of,
-    manifest_of_stopped,
     read_manifest,
     write_manifest,
 )
@@ -45,7 +45,6 @@ from airflow_provider_distribute.exceptions import (
     BudgetSpent,
     InferenceError,
     InvalidRequest,
-    LedgerError,
     LedgerTaken,
     LedgerUnavailable,
     WorkerStopped,
@@ -55,10 +54,18 @@ from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner, Stopped
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, problems_in
+from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.operators import bulk_reports as reports
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.operators.mixins import NET, airflow_errors, labels_of, timed_out
+from airflow_provider_distribute.operators.mixins import (
+    NET,
+    airflow_errors,
+    hook_with_link,
+    labels_of,
+    read_event,
+    timed_out,
+)
+from airflow_provider_distribute.operators.run_note import RunNote
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
 from airflow_provider_distribute.triggers.metrics import metered_pool
 
@@ -81,6 +88,24 @@ _tracer = trace.get_tracer(__name__)
 
 #: The XCom with the run's directory; it is there while the task waits.
 _RUN = "run"
+#: The XCom with the URI of the input, if it is a file: a decorated function is not called again on resuming.
+_INPUT = "input"
+#: Verdicts of a trigger that does not wait any more, and how the task ends then.
+_NOBODY_WAITS: Mapping[str, type[AirflowException]] = {
+    "refused": AirflowFailException,
+    "unavailable": AirflowException,
+}
+#: What it counts as when the trigger itself has failed.
+_TRIGGER_FAILED = {
+    "verdict": "unavailable",
+    "message": "The trigger failed, and the log says how. Worker and triggerer may run different releases of "
+    "this provider",
+}
+_BRING_IT_BACK = (
+    "what was accepted goes on and is billed. Mount or restore that directory, or set result_path back, and "
+    "clear the task: then it waits for those jobs. Or set on_input_change='restart' to leave them behind and "
+    "pay anew"
+)
 #: What ends the sending without ending the attempt: what was accepted by then is waited for and landed.
 _REASONS: Mapping[type, Literal["budget", "deadline", "denied"]] = {
     BudgetSpent: "budget",
@@ -214,6 +239,7 @@ class AsyncChatBulkOperator(BaseOperator):
         self.estimate_only = dry_run
         self.deferrable = deferrable
         self._manifest: dict[str, Any] = {}
+        self._input: str | None = None
         self._killed = False
         self._stop: Callable[[], object] | None = None
 
@@ -238,16 +264,21 @@ class AsyncChatBulkOperator(BaseOperator):
         """Check, send what is missing, and wait or defer."""
         deadline = time.time() + self.policy.deadline
         with airflow_errors():
-            settings = hook_for(self.conn_id).settings
-            DashboardLink.remember(context, settings.dashboard_url)
+            settings = hook_with_link(self.conn_id, context).settings
             plan, source = self._plan(settings, context), self._source()
             if self.estimate_only:
                 return self._deliver(context, self._estimate(source, plan))
             uri = self._run_uri(plan.owner)
+            note = RunNote(context.get("task_state_store"))
             with _tracer.start_as_current_span("bulk.check"):
                 run = self._open(uri, plan)
+                self._refuse_to_forget(uri, run, note, context)
                 staged = run.take_up(source, now=time.time())
+            note.write(uri)
             context["ti"].xcom_push(key=_RUN, value=uri)
+            self._input = uri_of(self.requests)
+            if self._input is not None:
+                context["ti"].xcom_push(key=_INPUT, value=self._input)
             reports.begun(self.log, run, staged.cost)
             with self._nothing_left_unsaid(run):
                 self._send(run, run.budget(staged.costs), deadline)
@@ -256,13 +287,9 @@ class AsyncChatBulkOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Land what came back, repair what is invalid, and say how it ended."""
-        outcome = _read_event(event)
-        if outcome.verdict in ("refused", "unavailable"):
-            error = AirflowFailException if outcome.verdict == "refused" else AirflowException
-            raise error(
-                f"{outcome.message} What was accepted goes on and is billed; the next attempt waits for it "
-                "instead of paying again."
-            )
+        outcome = read_event(event, BulkOutcome)
+        if error := _NOBODY_WAITS.get(outcome.verdict):
+            raise error(self._what_goes_on(outcome.message, context))
         with airflow_errors():
             run = self._reopen(outcome.run_uri, self._plan(hook_for(self.conn_id).settings, context))
             with self._nothing_left_unsaid(run):
@@ -270,9 +297,15 @@ class AsyncChatBulkOperator(BaseOperator):
             return self._end(run, landing, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in landing."""
+        """Resume; what Airflow itself says of the deferral drops our arguments, and has its place here."""
+        ti = context["ti"]
+        self._input = ti.xcom_pull(task_ids=ti.task_id, key=_INPUT, map_indexes=ti.map_index)
         if timed_out(next_method, next_kwargs):
             next_method, next_kwargs = "land_what_there_is", {}
+        elif next_method == TRIGGER_FAIL_REPR:
+            traceback = (next_kwargs or {}).get("traceback") or ()
+            self.log.error("The trigger failed:\n%s", "\n".join(traceback))
+            next_method, next_kwargs = "execute_complete", {"event": _TRIGGER_FAILED}
         return super().resume_execution(next_method, next_kwargs, context)
 
     def land_what_there_is(self, context: Context) -> dict[str, Any]:
@@ -284,6 +317,15 @@ class AsyncChatBulkOperator(BaseOperator):
             with self._nothing_left_unsaid(run):
                 landing = self._wait_and_land(run, deadline)
             return self._end(run, landing, context)
+
+    def _what_goes_on(self, why: str, context: Context) -> str:
+        """Say that nobody waits any more, and what for."""
+        told, follows = f"{why.rstrip('.')}.", ""
+        with contextlib.suppress(InferenceError):
+            uri = self._run_uri(Owner.of(context["ti"]))
+            if leave_behind(Directory.at(uri, ObjectStoragePath), attempt=None, why=told, logger=self.log):
+                follows = f"; an attempt that finds {uri!r} waits for it instead of paying again"
+        return f"{told} What was accepted goes on and is billed{follows}."
 
     def _wait_and_land(self, run: Run, deadline: float) -> Landing:
         """Wait for what runs and land it; ask again what is invalid, until nothing is left to ask."""
@@ -306,9 +348,12 @@ class AsyncChatBulkOperator(BaseOperator):
 
     def _end(self, run: Run, landing: Landing, context: Context) -> dict[str, Any]:
         results = self._manifest["results"]
-        if error := verdict(landing.counts, run.state.stopped, self.policy, results=results):
+        stopped = run.state.stopped
+        if error := verdict(landing.counts, stopped, self.policy, results=results, reason=landing.reason):
             raise error
-        return self._deliver(context, self._manifest)
+        delivered = self._deliver(context, self._manifest)
+        RunNote(context.get("task_state_store")).drop()
+        return delivered
 
     def _deliver(self, context: Context, manifest: dict[str, Any]) -> dict[str, Any]:
         """Store each field as an XCom of its own, for ``operator.output["results"]``."""
@@ -323,10 +368,9 @@ class AsyncChatBulkOperator(BaseOperator):
 
     def _plan(self, settings: Settings, context: Context) -> Plan:
         format_from(self.policy.results_format)
-        ti = context["ti"]
         return Plan(
             settings=settings,
-            owner=Owner(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index),
+            owner=Owner.of(context["ti"]),
             defaults=Defaults(self.model or settings.model, self.system_prompt, self.request_params),
             output_type=output_type_from(self.output_type),
             dedupe=self.dedupe,
@@ -356,8 +400,40 @@ class AsyncChatBulkOperator(BaseOperator):
     def _reopen(self, uri: str, plan: Plan) -> Run:
         run = self._open(uri, plan)
         if run.state.opened is None:
-            raise LedgerUnavailable("find the run that was waited for in", uri)
+            raise LedgerUnavailable(
+                "find the run that was waited for in", uri, remedy=_BRING_IT_BACK, transient=False
+            )
         return run
+
+    def _refuse_to_forget(self, uri: str, run: Run, note: RunNote, context: Context) -> None:
+        """Where there is no journal, this is the first attempt only if nothing says otherwise."""
+        noted = note.read()
+        if noted is None:
+            if not note.kept and run.state.opened is None and context["ti"].try_number > 1:
+                self.log.warning(
+                    "This is not the first attempt, and there is no run in %r. If an earlier attempt has "
+                    "sent anything, this one pays for it again: a volume that is not mounted or a result_path "
+                    "that has changed looks the same.",
+                    uri,
+                )
+            return
+        if noted == uri and run.state.opened is not None:
+            return
+        if self.policy.on_input_change == "restart":
+            self.log.warning(
+                "An earlier attempt recorded its run in %r, which is left behind: starting over in %r. What "
+                "it sent goes on and is billed.",
+                noted,
+                uri,
+            )
+            return
+        what = "find" if noted == uri else f"go on in {uri!r}, or find there,"
+        raise LedgerUnavailable(
+            f"{what} the run that an earlier attempt recorded in",
+            noted,
+            remedy=_BRING_IT_BACK,
+            transient=False,
+        )
 
     def _estimate(self, source: Source, plan: Plan) -> dict[str, Any]:
         manifest = dry_run_manifest(stage(source, plan), Costs(plan.settings))
@@ -393,8 +469,12 @@ class AsyncChatBulkOperator(BaseOperator):
                 folder=folder,
                 logger=self.log,
             )
-            with self._stopped_by(lambda: submission.stop(_told_to_stop())):
-                return await submission.run()
+            showing = asyncio.create_task(show_sending(run, submission))
+            try:
+                with self._stopped_by(lambda: submission.stop(_told_to_stop())):
+                    return await submission.run()
+            finally:
+                showing.cancel()
 
     # Waiting --------------------------------------------------------------------------------------
 
@@ -443,10 +523,9 @@ class AsyncChatBulkOperator(BaseOperator):
         with _tracer.start_as_current_span("bulk.land", attributes={"rows": run.state.count}):
             landing = land(run, format_, repair=repair, before_row=self._refuse_to_go_on_if_killed)
             if not landing.repairs:
-                before = read_manifest(run)
+                before = read_manifest(run.directory)
                 self._manifest = manifest_of(run, landing, results=format_.file, now=time.time())
-                write_manifest(run, self._manifest)
-                run.settle(landing.again, landing.unknown_rows)
+                write_manifest(run.directory, self._manifest)
                 reports.landed(self.log, run, landing, self._manifest, before)
         return landing
 
@@ -478,46 +557,26 @@ class AsyncChatBulkOperator(BaseOperator):
     @contextlib.contextmanager
     def _nothing_left_unsaid(self, run: Run) -> Iterator[None]:
         """Whatever ends the attempt before it has landed, a kill or a timeout too: say what goes on."""
+        attempt = run.state.opened.attempt if run.state.opened else None
         try:
             yield
         except LedgerTaken:
             raise  # Another attempt has the run, and says it.
         except (Exception, AirflowTaskTimeout) as error:
             why = str(error) if isinstance(error, InferenceError) else f"{type(error).__name__}."
-            try:
-                run.state, before = run.journal.read(), read_manifest(run)
-                manifest = manifest_of_stopped(run, before, why=why, now=time.time())
-                reports.left_behind(self.log, manifest["stopped"])
-                write_manifest(run, manifest)
-            except LedgerError:
-                self.log.warning(
-                    "The attempt ends here: %s What was accepted goes on and is billed; %r lists it.",
-                    why,
-                    run.directory.below("journal"),
-                )
+            leave_behind(run.directory, attempt=attempt, why=why, logger=self.log)
             raise
 
     # Lineage --------------------------------------------------------------------------------------
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the input and the results as datasets, with counts and tokens."""
-        return lineage_of(self.requests, self._manifest)
+        return lineage_of(self._input, self._manifest)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the same: a run that fails has landed what there is."""
-        return lineage_of(self.requests, self._manifest)
+        return lineage_of(self._input, self._manifest)
 
 
 def _told_to_stop() -> WorkerStopped:
     return WorkerStopped("The worker was told to stop.")
-
-
-def _read_event(event: Any) -> BulkOutcome:
-    try:
-        return BulkOutcome.model_validate(event)
-    except ValidationError as error:
-        raise AirflowException(
-            f"The trigger's event cannot be read: {'; '.join(problems_in(error))}. The jobs are not touched "
-            "by that. Worker and triggerer may run different releases of this provider: restart the older "
-            "one, and retry."
-        ) from None

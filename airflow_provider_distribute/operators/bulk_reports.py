@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import Stats
 
+from airflow_provider_distribute.bulk.leaving import some
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.run import Run
     from airflow_provider_distribute.bulk.submission import Submitted
     from airflow_provider_distribute.waiting.pool import Logger
 
-__all__ = ["begun", "landed", "left_behind", "sent"]
+__all__ = ["begun", "landed", "sent"]
 
 
 def begun(log: Logger, run: Run, cost: float | None) -> None:
@@ -65,18 +67,20 @@ def landed(
     """
     counts = {status: count for status, count in landing.counts.items() if count}
     log.info("Landed at %s: %s.", manifest["results"], _list(counts))
+    if landing.reason:
+        log.warning("What rows lack most often: %s.", landing.reason)
     if landing.going_on:
         log.warning(
             "%d jobs were not seen ended; they cannot be cancelled, go on and are billed: %s.",
             len(landing.going_on),
-            _some(manifest["going_on"]["job_ids"], len(landing.going_on)),
+            some(manifest["going_on"]["job_ids"], len(landing.going_on)),
         )
     if landing.unknown:
         log.warning(
-            "%d rows are unknown: their requests may have been accepted, and then they ran and were billed: "
-            "%s.",
+            "%d rows are unknown: nobody knows what became of their requests, which may have run and been "
+            "billed: %s.",
             len(landing.unknown),
-            _some(manifest["unknown"]["custom_ids"], len(landing.unknown)),
+            some(manifest["unknown"]["custom_ids"], len(landing.unknown)),
         )
     same_input = before.get("fingerprint") == manifest["fingerprint"]
     for status, count in counts.items():
@@ -87,27 +91,6 @@ def landed(
     _count(run, "cost_microdollars", round(1e6 * ((manifest["cost"] or 0) - (before.get("cost") or 0))))
 
 
-def left_behind(log: Logger, stopped: Mapping[str, Any]) -> None:
-    """
-    Tell what goes on although an attempt ended before it could land.
-
-    :param stopped: That field of the manifest.
-    """
-    accepted, unknown = stopped["accepted"], stopped["unknown"]
-    log.warning(
-        "The attempt ends here: %s %d jobs were accepted since anything was landed; they cannot be "
-        "cancelled: those that have not ended go on, and all are billed%s. %d rows are unknown: their "
-        "requests may have been accepted%s. %d rows were not sent. The next attempt waits for the jobs and "
-        "sends only what is missing.",
-        stopped["why"],
-        accepted["jobs"],
-        _colon(_some(accepted["job_ids"], accepted["jobs"])),
-        unknown["rows"],
-        _colon(_some([f"index {index}" for index in unknown["indexes"]], unknown["rows"])),
-        stopped["not_sent"],
-    )
-
-
 def _count(run: Run, name: str, count: int, **tags: str) -> None:
     if count > 0:
         Stats.incr(f"distribute.bulk.{name}", count, tags={"service": run.plan.settings.service, **tags})
@@ -115,11 +98,3 @@ def _count(run: Run, name: str, count: int, **tags: str) -> None:
 
 def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.items())
-
-
-def _some(names: Sequence[str], count: int) -> str:
-    return ", ".join(names) + (" …" if count > len(names) else "")
-
-
-def _colon(names: str) -> str:
-    return f": {names}" if names else ""

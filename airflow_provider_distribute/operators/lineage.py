@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["lineage_of"]
 
 
-def lineage_of(requests: Any, manifest: dict[str, Any]) -> OperatorLineage[Any, Any] | None:
+def lineage_of(uri: str | None, manifest: dict[str, Any]) -> OperatorLineage[Any, Any] | None:
     """
     Return a run's lineage; ``None`` when nothing was landed or OpenLineage is not installed.
 
-    :param requests: The operator's argument; a URI is a dataset, a list is not.
+    :param uri: Of the input; ``None``: it is no file, and no dataset.
     :param manifest: The run's manifest.
     """
     if "results" not in manifest:
@@ -56,7 +56,7 @@ def lineage_of(requests: Any, manifest: dict[str, Any]) -> OperatorLineage[Any, 
     statistics = OutputStatisticsOutputDatasetFacet(rowCount=manifest["rows"])
     results = OutputDataset(*_dataset(manifest["results"]), outputFacets={"outputStatistics": statistics})
     return OperatorLineage(
-        inputs=[Dataset(*_dataset(requests))] if isinstance(requests, str) else [],
+        inputs=[] if uri is None else [Dataset(*_dataset(uri))],
         outputs=[results],
         run_facets={"inference": facet},
     )

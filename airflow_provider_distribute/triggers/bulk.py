@@ -15,6 +15,8 @@ from asgiref.sync import sync_to_async
 from pydantic import ConfigDict, Field, ValidationError
 
 from airflow_provider_distribute.bulk.collection import Collection
+from airflow_provider_distribute.bulk.leaving import leave_behind, some
+from airflow_provider_distribute.bulk.manifest import MOST_NAMED
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid, LedgerError
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.models import Value, problems_in
@@ -149,21 +151,40 @@ class AsyncChatBulkTrigger(BaseTrigger):
         # A path may look an Airflow connection up, which below 3.2 only this kind of thread can.
         directory = await sync_to_async(_directory)(order.run_uri)
         collection = Collection(directory, settings, logger=self.log)
-        await collection.begin(deadline=order.deadline)
-        self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
         try:
+            await collection.begin(deadline=order.deadline)
+            self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
             async with metered_pool(settings) as pool:
                 await collection.run(pool, deadline=order.deadline, poke_interval=order.poke_interval)
         except asyncio.CancelledError:
-            self.log.warning(
-                "Waiting stopped here with %d jobs pending; %r lists them. They cannot be cancelled: they go "
-                "on at the service and are billed. If this triggerer only restarts or hands over, waiting "
-                "resumes; after a clear, the next attempt waits for them instead of paying again.",
-                len(collection.pending),
-                directory.below("journal"),
-            )
+            await self._leave(directory, collection)
             raise
         return BulkOutcome.of(collection.progress, order)
+
+    async def _leave(self, directory: Directory, collection: Collection) -> None:
+        """Say what goes on. Airflow gives a second: the manifest is written in a task of its own."""
+        pending = list(collection.pending)
+        self.log.warning(
+            "Waiting stopped here with %d jobs pending. They cannot be cancelled: they go on at the service "
+            "and are billed: %s. %d rows are unknown, and %d were not sent; %r lists everything. If this "
+            "triggerer only restarts or hands over, waiting resumes; after a clear, the next attempt waits "
+            "for the jobs instead of paying again.",
+            len(pending),
+            some(pending[:MOST_NAMED], len(pending)),
+            collection.progress.unknown,
+            collection.progress.not_sent,
+            directory.below("journal"),
+        )
+        why = "Waiting was stopped. If the triggerer only restarts or hands over, it resumes."
+        leaving = asyncio.create_task(
+            asyncio.to_thread(leave_behind, directory, attempt=collection.attempt, why=why, pending=pending)
+        )
+        _leaving.add(leaving)
+        leaving.add_done_callback(_leaving.discard)
+        await asyncio.shield(leaving)
+
+
+_leaving: set[asyncio.Task[bool]] = set()
 
 
 def _directory(uri: str) -> Directory:

@@ -212,7 +212,7 @@ class TestDenial:
         life = bulk()
         attempt = life.attempt()
         assert for_good(attempt)
-        assert "the next attempt waits for it" in attempt.message
+        assert "waits for it instead of paying again" in attempt.message
         wire.no_faults()
         assert life.attempt().state == "success"
         assert wire.paid == 3

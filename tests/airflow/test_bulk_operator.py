@@ -396,4 +396,4 @@ class TestLineage:
     def test_openlineage_may_be_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is an extra."""
         monkeypatch.setitem(sys.modules, "airflow.providers.openlineage.extractors", None)
-        assert lineage_of([], {"results": "file:///x"}) is None
+        assert lineage_of(None, {"results": "file:///x"}) is None

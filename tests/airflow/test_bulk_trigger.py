@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from airflow_provider_distribute.bulk.inputs import source_of
+from airflow_provider_distribute.bulk.manifest import read_manifest
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.hooks import HOOKS
 from airflow_provider_distribute.ledger.directory import Directory
@@ -26,7 +29,6 @@ from tests.airflow.wire import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.airflow.clock import Clock
     from tests.airflow.conftest import Log, Metrics
@@ -41,15 +43,16 @@ JSON = st.recursive(
 QUESTIONS = [f"question {number}" for number in range(3)]
 
 
-def submitted(service: str, path: Path) -> Directory:
-    """Submit three jobs as a worker does, with a record of them."""
+def submitted(service: str, path: Path, count: int = len(QUESTIONS)) -> Directory:
+    """Submit jobs as a worker does, with a record of them."""
+    questions = (QUESTIONS * count)[:count]
     hook = HOOKS[service]()
     directory = Directory(UPath(path))
     run = Run(directory, Plan(hook.settings, Owner("d", "r", "t")))
-    run.take_up(source_of(QUESTIONS, open_path=UPath), now=1.0)
+    run.take_up(source_of(questions, open_path=UPath), now=1.0)
     with hook.client:
-        tickets = [Ticket(hook.submit(question), str(row), 1.0) for row, question in enumerate(QUESTIONS)]
-    run.journal.append([Intended.of(range(3)), Accepted(tuple(tickets))])
+        tickets = [Ticket(hook.submit(question), str(row), 1.0) for row, question in enumerate(questions)]
+    run.journal.append([Intended.of(range(min(count, 64))), Accepted(tuple(tickets))])
     return directory
 
 
@@ -134,22 +137,76 @@ def test_restarted_triggerer_waits_for_the_rest(service: str, wire: Wire, direct
     )
 
 
-def test_cancelled_trigger_says_what_goes_on(
-    service: str, wire: Wire, directory: Directory, log: Log
-) -> None:
-    """A clear, a kill, a restart: the jobs cannot be cancelled, and a newer attempt's progress stays."""
+class TestCancelled:
+    """A clear, a kill, a restart: the jobs cannot be cancelled."""
 
-    async def stopped() -> None:
-        waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, directory)))
-        await asyncio.sleep(50)
-        await asyncio.to_thread(directory.overwrite, "progress.json", b'{"state": "newer"}')
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+    @staticmethod
+    def cancel(
+        service: str, wire: Wire, directory: Directory, before: Callable[[], object] = lambda: None
+    ) -> None:
+        """Let a trigger wait, and cancel it as a triggerer does."""
 
-    wire.clock.run(stopped())
-    assert f"3 jobs pending; '{directory.below('journal')}' lists them. They cannot be cancelled" in log.text
-    assert progress(directory) == {"state": "newer"}
+        async def stopped() -> None:
+            waiting = asyncio.ensure_future(first_event(trigger_for(service, wire, directory)))
+            await asyncio.sleep(50)
+            await asyncio.to_thread(before)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        wire.clock.run(stopped())
+
+    def test_it_says_what_goes_on(self, service: str, wire: Wire, directory: Directory, log: Log) -> None:
+        """In the log and in the manifest: which jobs, and how many rows are unknown or were not sent."""
+        wire.finish(wire.job_ids[0])
+        self.cancel(service, wire, directory)
+        goes_on = ", ".join(wire.job_ids[1:])
+        assert (
+            "2 jobs pending. They cannot be cancelled: they go on at the service and are billed: " in log.text
+        )
+        assert f"billed: {goes_on}. 0 rows are unknown, and 0 were not sent" in log.text
+        manifest = read_manifest(directory)
+        assert manifest["stopped"]["accepted"] == {"jobs": 2, "job_ids": wire.job_ids[1:]}
+        assert (manifest["stopped"]["unknown"]["rows"], manifest["stopped"]["not_sent"]) == (0, 0)
+        assert "only restarts" in manifest["stopped"]["why"]
+        assert (manifest["service"], manifest["conn_id"]) == (service, f"{service}_default")
+
+    def test_a_hundred_jobs_are_named(self, service: str, wire: Wire, tmp_path: Path, log: Log) -> None:
+        """The rest is in the journal."""
+        wire.fault("never")
+        directory = submitted(service, tmp_path / "run", count=101)
+        self.cancel(service, wire, directory)
+        said = read_manifest(directory)["stopped"]["accepted"]
+        assert (said["jobs"], said["job_ids"]) == (101, wire.job_ids[:100])
+        assert f"{wire.job_ids[99]} …. 0 rows are unknown" in log.text
+        assert wire.job_ids[100] not in log.text
+
+    def test_what_a_newer_attempt_has_written_stays(
+        self, service: str, wire: Wire, directory: Directory
+    ) -> None:
+        """After a clear it may be far by now."""
+
+        def begin_anew() -> None:
+            newer = Run(directory, Plan(HOOKS[service]().settings, Owner("d", "r", "t")))
+            newer.take_up(source_of(QUESTIONS, open_path=UPath), now=2.0)
+            for name in ("progress.json", "manifest.json"):
+                directory.overwrite(name, b'{"schema_version": 1, "state": "newer"}')
+
+        self.cancel(service, wire, directory, begin_anew)
+        assert progress(directory)["state"] == read_manifest(directory)["state"] == "newer"
+
+    def test_a_storage_that_is_gone_does_not_hide_who_ended_it(
+        self, service: str, wire: Wire, directory: Directory, log: Log
+    ) -> None:
+        """A trigger that only moves must not say that its task failed."""
+        path = directory.uri.removeprefix("file://")
+
+        def lose() -> None:
+            shutil.rmtree(path)
+            Path(path).touch()
+
+        self.cancel(service, wire, directory, lose)
+        assert wire.job_ids[0] in log.text
 
 
 def test_looks_are_counted(service: str, wire: Wire, directory: Directory, metrics: Metrics) -> None:

@@ -15,7 +15,8 @@ import pytest
 from airflow_provider_distribute.bulk.costs import Costs, Tokens, spent
 from airflow_provider_distribute.bulk.formats import format_from
 from airflow_provider_distribute.bulk.landing import land
-from airflow_provider_distribute.bulk.manifest import manifest_of_stopped, read_manifest, write_manifest
+from airflow_provider_distribute.bulk.leaving import leave_behind
+from airflow_provider_distribute.bulk.manifest import manifest_of_stopped, read_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.exceptions import BudgetSpent, WorkerStopped
@@ -311,7 +312,7 @@ class TestManifest:
         run, staged = world.take_up(prompts(3), on_unknown="leave")
         asyncio.run(world.submit(run, staged))
         run.state = run.journal.read()
-        manifest = manifest_of_stopped(run, read_manifest(run), why="Told to.", now=5.0)
+        manifest = manifest_of_stopped(run.directory, run.state, {}, why="Told to.", now=5.0)
         assert manifest["stopped"] == {
             "why": "Told to.",
             "at": "1970-01-01T00:00:05+00:00",
@@ -328,8 +329,8 @@ class TestManifest:
         run, staged = world.take_up(prompts(3))
         asyncio.run(world.submit(run, staged))
         run.state = run.journal.read()
-        write_manifest(run, manifest_of_stopped(run, read_manifest(run), why="Told to.", now=time.time()))
-        manifest = read_manifest(run)
+        assert leave_behind(run.directory, attempt=2, why="Told to.")
+        manifest = read_manifest(run.directory)
         assert (manifest["counts"], manifest["results"]) == (landed["counts"], landed["results"])
         assert manifest["stopped"]["accepted"] == {"jobs": 1, "job_ids": ["Question 1#1"]}
         assert manifest["attempt"] == 2
@@ -339,7 +340,7 @@ class TestManifest:
         """Nothing depends on it but what people are told."""
         run, _ = world.take_up(prompts(1))
         (world.path / "manifest.json").write_text(text)
-        assert read_manifest(run) == {}
+        assert read_manifest(run.directory) == {}
 
 
 class TestStopping:

@@ -116,9 +116,25 @@ def test_a_deadline_is_named_only_when_it_passed() -> None:
 
 
 def test_the_tolerance_is_named_only_when_it_is_exceeded() -> None:
-    """A deadline may end the task within it."""
+    """A deadline may end the task within it, which another option allows."""
     assert "failure_tolerance=0.0 allows less" in message({"failed": 1})
-    assert "failure_tolerance" not in message({"expired": 1}, failure_tolerance=1.0)
+    late = message({"expired": 1}, failure_tolerance=1.0)
+    assert "allows less" not in late
+    assert "failure_tolerance allows that, but on_deadline='fail' does not; on_deadline='land' does" in late
+
+
+@pytest.mark.parametrize("bad", [29, 57, 58])
+def test_a_share_is_not_lost_in_the_last_digit(bad: int) -> None:
+    """So many of a hundred are tolerated where the author tolerates that share."""
+    counts = {"succeeded": 100 - bad, "failed": bad}
+    assert decide(counts, failure_tolerance=bad / 100) is None
+    assert decide({**counts, "failed": bad + 1}, failure_tolerance=bad / 100) is not None
+
+
+def test_the_reason_is_told() -> None:
+    """Whoever reads the error knows what to look for."""
+    error = verdict({"failed": 2}, None, Policy(), results="there", reason="no such model (2 rows)")
+    assert "(2 failed). Most often: no such model (2 rows). Everything" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ class World:
         await asyncio.to_thread(collection.read)
         pool = Pool(self.settings, open_client=self._open)
         await collection.run(pool, deadline=deadline, poke_interval=poke_interval)
+        if collection.pending:
+            await collection.look_a_last_time(pool, poke_interval=poke_interval)
         return collection
 
     @contextlib.asynccontextmanager
@@ -227,8 +229,7 @@ class World:
         chosen = format_from(format_)
         landing = land(run, chosen, **more)
         manifest = manifest_of(run, landing, results=chosen.file, now=time.time())
-        write_manifest(run, manifest)
-        run.settle(landing.again, landing.unknown_rows)
+        write_manifest(run.directory, manifest)
         return manifest
 
     def attempt(
