@@ -17,6 +17,8 @@ from tests.airflow.wire import HOSTS, KEY, MODELS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow.sdk import XComArg
+
     from tests.airflow.conftest import Log
     from tests.airflow.supervisor import Life
     from tests.airflow.wire import Wire
@@ -30,6 +32,13 @@ MIXED = ["Why?", MESSAGES, {"prompt": "Why?"}, {"messages": MESSAGES, "params": 
 def submit(service: str = "distribute", **options: Any) -> Callable[[], SubmitAsyncChatOperator]:
     """Return what a Dag file says."""
     return lambda: SubmitAsyncChatOperator(task_id="submit", conn_id=f"{service}_default", **options)
+
+
+def upstream(task_id: str) -> XComArg:
+    """Return what stands for a task's result in a Dag file."""
+    from airflow.providers.standard.operators.empty import EmptyOperator
+
+    return EmptyOperator(task_id=task_id).output
 
 
 def running_task() -> Any:
@@ -149,16 +158,25 @@ def test_everything_is_templated(life: Live, wire: Wire) -> None:
     assert body["metadata"]["team"] == "questions"
 
 
-def test_upstream_list_needs_no_template(life: Live, wire: Wire) -> None:
-    """``requests=upstream.output`` is the list itself."""
+def test_upstream_values_need_no_template(life: Live, wire: Wire) -> None:
+    """What an upstream task returns is the argument itself; type checkers agree."""
 
-    def build() -> SubmitAsyncChatOperator:
-        from airflow.providers.standard.operators.empty import EmptyOperator
+    def requests() -> SubmitAsyncChatOperator:
+        return SubmitAsyncChatOperator(
+            task_id="submit", requests=upstream("ask"), request_params=upstream("how")
+        )
 
-        return submit(requests=EmptyOperator(task_id="ask").output)()
+    def prompt() -> SubmitAsyncChatOperator:
+        return SubmitAsyncChatOperator(task_id="submit", prompt=upstream("ask"))
 
-    assert life(build, ask=["a", "b"]).attempt().state == "success"
-    assert wire.prompts == ["a", "b"]
+    def messages() -> SubmitAsyncChatOperator:
+        return SubmitAsyncChatOperator(task_id="submit", messages=upstream("ask"))
+
+    assert life(requests, ask=["a", "b"], how={"seed": 3}).attempt().state == "success"
+    assert life(prompt, ask="c").attempt().state == "success"
+    assert life(messages, ask=[{"role": "user", "content": "d"}]).attempt().state == "success"
+    assert wire.prompts == ["a", "b", "c", "d"]
+    assert [body.get("seed") for body in wire.submissions] == [3, 3, None, None]
 
 
 def test_link_leads_to_the_dashboard(service: str, life: Live, connections: Callable[..., None]) -> None:
