@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Landing", "Spool", "land"]
 
+#: The type of error of a row whose newest answer does not fit.
+_UNFIT = "invalid_output"
 #: Different reasons that are counted; whatever goes wrong most often is among the first.
 _MOST_REASONS = 1000
 #: An answer is what the run has paid for, so no log or error quotes what is wrong with it.
@@ -209,7 +211,7 @@ def land(
                 row = replace(row, usage=None, cost=0.0, attempts=0)
             landing.count(row)
             rows.write(row, told.result if told else None)
-            if repair and row.status == "invalid" and told is answer and primary == number:
+            if repair and _told(row)["type"] == _UNFIT and primary == number:
                 repair.add({**line, "request": _repaired(line, row)})
                 landing.repairs[number] = costs.of(model, costs.needs(request_from(line)).repair) or 0.0
         for number, text in spool.older():
@@ -323,7 +325,7 @@ def _ended(blank: Row, answer: _Answer, wanted: OutputType) -> Row:
     try:
         return replace(row, status="succeeded", output=wanted.read(content))
     except Mismatch as error:
-        return replace(row, status="invalid", raw_output=raw, error=_error("invalid_output", str(error)))
+        return replace(row, status="invalid", raw_output=raw, error=_error(_UNFIT, str(error)))
 
 
 def _unended(blank: Row, primary: int, state: State) -> Row:
@@ -340,8 +342,8 @@ def _unended(blank: Row, primary: int, state: State) -> Row:
 
 
 def _repaired(line: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    request = request_from(line)
-    order = f"That answer does not fit: {_told(row)['message']}\nAnswer again with the corrected JSON and nothing else."
+    request, fault = request_from(line), _told(row)["message"]
+    order = f"That answer does not fit: {fault}\nAnswer again with the corrected JSON and nothing else."
     messages = [
         *(dict(message) for message in request.messages),
         {"role": "assistant", "content": row.raw_output or ""},
@@ -351,7 +353,7 @@ def _repaired(line: Mapping[str, Any], row: Row) -> dict[str, Any]:
 
 
 def _told(row: Row) -> Mapping[str, str]:
-    return row.error or _error(row.status, "no reason given")
+    return row.error or _error(row.status, "")
 
 
 def _error(type_: str, message: str) -> dict[str, str]:

@@ -17,7 +17,8 @@ from upath import UPath
 
 from airflow_provider_distribute.bulk import collection as collection_module
 from airflow_provider_distribute.bulk import patience
-from airflow_provider_distribute.bulk.collection import Collection, Progress
+from airflow_provider_distribute.bulk.collection import Collection, Progress, show_sending
+from airflow_provider_distribute.bulk.submission import Submission
 from airflow_provider_distribute.exceptions import AccessDenied, LedgerError, LedgerUnavailable
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Accepted, Intended, Refusal, Refused, Ticket
@@ -26,6 +27,7 @@ from airflow_provider_distribute.waiting import results
 from airflow_provider_distribute.waiting.pool import Pool
 from airflow_provider_distribute.waiting.results import LAST_LOOK
 from tests.unit.bulk.world import World, prompts
+from tests.unit.storage import Failing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -556,3 +558,55 @@ class TestTelling:
             progress.saw(Landed(row, "g", 1.0, row == 0, None if row else 0.5))
         assert (progress.succeeded, progress.failed, progress.cost) == (1, 1, 0.5)
         assert progress.as_json(10.0)["eta_seconds"] == 10
+
+
+class TestSending:
+    """What ``progress.json`` says while a run sends."""
+
+    def test_it_is_current_while_a_retry_sends(self, timeless: World) -> None:
+        """It is not that of the attempt before: within half a minute it knows how many were sent."""
+        clock = timeless.clock
+        assert clock
+        timeless.service.answer = lambda prompt: "ERROR" if int(prompt.split()[1]) < 100 else "Yes"
+        timeless.attempt(prompts(150))
+        timeless.fields["requests_per_second"] = 1
+        run, staged = timeless.take_up(prompts(150))
+        said: list[dict[str, Any]] = []
+
+        async def sending() -> None:
+            async with timeless.client() as client:
+                budget = await asyncio.to_thread(run.budget, staged.costs)
+                submission = Submission(run, client, budget, deadline=timeless.now() + HOUR)
+                showing = asyncio.create_task(show_sending(run, submission))
+                sent = asyncio.create_task(submission.run())
+                while not sent.done():
+                    await asyncio.sleep(10)
+                    text = await asyncio.to_thread(timeless.directory().read, "progress.json")
+                    said.append(json.loads(text or b""))
+                    updated = datetime.fromisoformat(said[-1]["updated_at"]).timestamp()
+                    assert timeless.now() - updated < 30
+                showing.cancel()
+
+        timeless.run(sending())
+        assert {it["state"] for it in said} == {"sending"}
+        assert (said[0]["succeeded"], said[0]["failed"], said[0]["total"]) == (50, 0, 50)
+        assert [it["total"] + it["not_sent"] for it in said] == [150] * len(said)
+        assert said[-1]["total"] > 130
+
+    def test_a_storage_that_does_not_answer_stops_nothing(self, timeless: World) -> None:
+        """Only people read it."""
+        assert timeless.store
+        run, _ = timeless.take_up(prompts(3))
+        timeless.store.before = failing = Failing("write", "progress", times=2)
+
+        async def sending() -> None:
+            async with timeless.client() as client:
+                budget = await asyncio.to_thread(run.budget, [0.0] * 3)
+                submission = Submission(run, client, budget, deadline=timeless.now() + HOUR)
+                showing = asyncio.create_task(show_sending(run, submission))
+                await asyncio.sleep(100)
+                showing.cancel()
+
+        timeless.run(sending())
+        assert failing.left == 0
+        assert timeless.directory().read("progress.json") is not None

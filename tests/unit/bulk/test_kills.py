@@ -14,6 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_distribute.bulk.formats import format_from
+from airflow_provider_distribute.bulk.landing import land
+from airflow_provider_distribute.bulk.manifest import read_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.exceptions import (
     LedgerCorrupt,
@@ -23,6 +26,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.ledger.journal import entry_from
 from airflow_provider_distribute.ledger.records import Accepted
+from airflow_provider_distribute.ledger.requests import RequestWriter
 from tests.unit.bulk.world import Killed, Life, Service, World, prompts, question_in
 from tests.unit.storage import Failing, Store
 
@@ -244,3 +248,46 @@ class TestTwoAttemptsAtOnce:
         with pytest.raises(LedgerTaken):
             run.settle(set(), set())
         newer.settle(set(), set())
+
+    @pytest.mark.parametrize("rows_landed", [0, 60, 100])
+    def test_results_of_a_worker_that_was_taken_for_dead_never_count(
+        self, world: World, rows_landed: int
+    ) -> None:
+        """It lands, however slowly, while two newer attempts ask the bad rows again: a reader sees theirs."""
+        world.service.answer = lambda prompt: "ERROR" if prompt.endswith("7") else prompt
+        asked = prompts(100)
+        older, staged = world.take_up(asked)
+        world.run(world.submit(older, staged))
+        world.run(world.collect())
+        older.state = older.journal.read()
+        rows, manifests = iter(range(200)), []
+
+        def overtake() -> None:
+            if next(rows) == min(rows_landed, 99):
+                world.attempt(asked)
+                world.service.answer = lambda prompt: prompt
+                manifests.append(world.attempt(asked))
+
+        with pytest.raises(LedgerTaken):
+            land(older, format_from("jsonl"), before_row=overtake)
+        assert [row["output"] for row in world.results()] == asked
+        assert read_manifest(world.directory()) == manifests[0]
+        assert [path for path in world.path.iterdir() if path.name.endswith(".unfinished")] == []
+
+    def test_a_worker_that_is_killed_while_it_repairs_forgets_no_bad_row(self, timeless: World) -> None:
+        """What was landed is settled before anything is asked again."""
+        timeless.service.answer = lambda prompt: {"Question 0": "ERROR", "Question 1": "no JSON"}.get(
+            prompt, '{"word": "yes"}'
+        )
+        plan: dict[str, Any] = {"output_type": output_type_from(Word)}
+        run, staged = timeless.take_up(prompts(3), **plan)
+        timeless.run(timeless.submit(run, staged))
+        timeless.run(timeless.collect())
+        run.state = run.journal.read()
+        landing = land(run, format_from("jsonl"), repair=RequestWriter(run.directory, "repairs/x"))
+        run.ask_again(set(landing.repairs))
+        timeless.service.answer = lambda prompt: '{"word": "yes"}'
+        sent = len(timeless.service.bodies)
+        manifest = timeless.attempt(prompts(3), **plan)
+        again = [question_in(body) for body in timeless.service.bodies[sent:]]
+        assert (again, manifest["counts"]["succeeded"]) == (["Question 0", "Question 1"], 3)

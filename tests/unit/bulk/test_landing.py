@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import pydantic
 import pytest
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens, spent
-from airflow_provider_distribute.bulk.formats import format_from
-from airflow_provider_distribute.bulk.landing import land
+from airflow_provider_distribute.bulk.formats import Row, format_from
+from airflow_provider_distribute.bulk.landing import Landing, land
 from airflow_provider_distribute.bulk.leaving import leave_behind
 from airflow_provider_distribute.bulk.manifest import manifest_of_stopped, read_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
@@ -24,9 +25,9 @@ from airflow_provider_distribute.ledger.lines import checked
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.ledger.rows import RowWriter, read_rows
 from tests.unit.bulk.world import FAR, World, prompts, statuses
+from tests.unit.storage import Failing
 
 if TYPE_CHECKING:
-    from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.run import Run
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -361,3 +362,218 @@ class TestStopping:
             land(run, format_from("jsonl"), before_row=stop)
         assert world.results() == before
         assert list(statuses(before)) == ["succeeded"] * 3
+
+
+class TestLost:
+    """Jobs of which the service says nothing: they may have ended well, and been billed."""
+
+    SAID = (
+        ("lost", httpx.Response(404, json={"message": "no such job"})),
+        ("refused", httpx.Response(400, json={"message": "not for you"})),
+    )
+
+    @staticmethod
+    def lose(world: World, answer: httpx.Response) -> None:
+        """Let every look be answered so; nobody waits long for another answer."""
+        world.fields["not_found_grace"] = 60
+        world.service._result = lambda job_id: httpx.Response(  # type: ignore[method-assign]
+            answer.status_code, content=answer.content
+        )
+
+    @pytest.mark.parametrize(("type_", "said"), SAID)
+    def test_they_are_unknown(self, timeless: World, type_: str, said: httpx.Response) -> None:
+        """Their rows say why, and which job it was; the manifest names them."""
+        self.lose(timeless, said)
+        manifest = timeless.attempt(prompts(3), poke_interval=30.0)
+        assert (manifest["counts"]["unknown"], manifest["unknown"]["rows"]) == (3, 3)
+        for row, told in enumerate(timeless.results()):
+            assert (told["status"], told["error"]["type"], told["job_id"]) == (
+                "unknown",
+                type_,
+                f"Question {row}#0",
+            )
+
+    def test_sending_them_again_may_pay_twice(self, timeless: World) -> None:
+        """That is counted."""
+        look = timeless.service._result
+        self.lose(timeless, self.SAID[0][1])
+        timeless.attempt(prompts(3), poke_interval=30.0)
+        timeless.service._result = look  # type: ignore[method-assign]
+        manifest = timeless.attempt(prompts(3))
+        assert (manifest["counts"]["succeeded"], manifest["duplicates_possible"]) == (3, 3)
+        assert timeless.service.paid == 6
+
+    @pytest.mark.parametrize("policy", ["leave", "fail"])
+    def test_the_author_decides_about_them(self, timeless: World, policy: str) -> None:
+        """As about other unknown rows; they keep their reason."""
+        self.lose(timeless, self.SAID[0][1])
+        timeless.attempt(prompts(3), poke_interval=30.0, on_unknown=policy)
+        manifest = timeless.attempt(prompts(3), on_unknown=policy)
+        assert (manifest["counts"]["unknown"], timeless.service.paid) == (3, 3)
+        assert {row["error"]["type"] for row in timeless.results()} == {"lost"}
+
+
+class TestAskedInVain:
+    """A row whose answer did not fit and whose next request came to nothing keeps the answer it paid for."""
+
+    @pytest.fixture
+    def run(self, timeless: World) -> Run:
+        """A run with one answer that does not fit, which is about to be asked again."""
+        timeless.service.answer = lambda prompt: "paid, but no JSON"
+        run, staged = timeless.take_up(prompts(1), on_unknown="leave", **TYPED)
+        timeless.run(timeless.submit(run, staged))
+        timeless.run(timeless.collect())
+        return run
+
+    @staticmethod
+    def repaired(world: World, run: Run) -> dict[str, Any]:
+        """Ask again, wait, and land; return the row."""
+        landing = repairs_of(run, "x")
+        run.ask_again(set(landing.repairs))
+        world.run(world._send(run, landing.repairs, deadline=FAR, folder="repairs/x"))
+        world.run(world.collect(deadline=world.now() + 5))
+        world.land(run)
+        (row,) = world.results()
+        assert row["raw_output"] == "paid, but no JSON"
+        assert row["usage"]["prompt_tokens"] == PROMPT
+        assert row["cost"] > 0
+        assert "Invalid JSON" in row["error"]["message"]
+        return row
+
+    @pytest.mark.parametrize(
+        ("answer", "type_", "why"),
+        [("ERROR", "repair_failed", "ended failed"), (None, "repair_expired", "not seen ended")],
+    )
+    def test_a_job_that_came_to_nothing(
+        self, timeless: World, run: Run, answer: str | None, type_: str, why: str
+    ) -> None:
+        """It failed, or was pending at the deadline."""
+        timeless.service.answer = lambda prompt: answer
+        row = self.repaired(timeless, run)
+        assert (row["status"], row["error"]["type"], row["job_id"]) == ("invalid", type_, "Question 0#1")
+        assert why in row["error"]["message"]
+
+    def test_a_request_that_was_refused(self, timeless: World, run: Run) -> None:
+        """The service says why."""
+        timeless.service.submit = lambda prompt, time: httpx.Response(400, json={"message": "too long"})
+        row = self.repaired(timeless, run)
+        assert (row["status"], row["error"]["type"]) == ("invalid", "repair_failed")
+        assert "too long" in row["error"]["message"]
+        assert not repairs_of(run, "y").repairs
+
+    def test_a_request_that_was_not_answered(self, timeless: World, run: Run) -> None:
+        """Nobody knows what it comes to, so the row is unknown, with the answer there is."""
+        timeless.service.submit = lambda prompt, time: UNANSWERED
+        row = self.repaired(timeless, run)
+        assert (row["status"], row["error"]["type"]) == ("unknown", "unknown")
+
+    def test_it_is_not_repaired_again_for_an_answer_of_before(self, timeless: World, run: Run) -> None:
+        """The next attempt asks the question anew."""
+        timeless.service.answer = lambda prompt: "ERROR"
+        self.repaired(timeless, run)
+        assert not repairs_of(run, "y").repairs
+        timeless.service.answer = lambda prompt: GOOD
+        assert timeless.attempt(prompts(1), **TYPED)["counts"]["succeeded"] == 1
+
+    def test_an_answer_that_fits_by_now_counts(self, timeless: World) -> None:
+        """An author's own check may have been too strict; what was asked since then failed."""
+        strict = True
+
+        class Checked(pydantic.BaseModel):
+            word: str
+
+            @pydantic.field_validator("word")
+            @classmethod
+            def _check(cls, word: str) -> str:
+                if strict:
+                    raise ValueError("too strict")
+                return word
+
+        timeless.service.answer = lambda prompt: GOOD
+        output_type = output_type_from(Checked)
+        assert timeless.attempt(prompts(1), output_type=output_type)["counts"]["invalid"] == 1
+        strict = False
+        timeless.service.answer = lambda prompt: "ERROR"
+        assert timeless.attempt(prompts(1), output_type=output_type)["counts"]["succeeded"] == 1
+
+    def test_an_answer_to_another_question_does_not(self, timeless: World) -> None:
+        """The input was replaced: the same row asks something else now."""
+        timeless.service.answer = lambda prompt: "no JSON"
+        timeless.attempt(prompts(1), **TYPED)
+        timeless.service.answer = lambda prompt: "ERROR"
+        timeless.attempt(["Something else"], on_input_change="restart", **TYPED)
+        (row,) = timeless.results()
+        assert (row["status"], row["raw_output"]) == ("failed", None)
+
+
+class TestReasons:
+    """Why rows are bad, for people."""
+
+    def test_the_most_frequent_one_is_told(self, timeless: World) -> None:
+        """With how many rows have it."""
+        timeless.service.submit = lambda prompt, time: (
+            None if prompt == "Question 0" else httpx.Response(400, json={"message": "no such model"})
+        )
+        timeless.service.answer = lambda prompt: "ERROR"
+        run, staged = timeless.take_up(prompts(30))
+        timeless.run(timeless.submit(run, staged))
+        timeless.run(timeless.collect())
+        run.state = run.journal.read()
+        reason = land(run, format_from("jsonl")).reason
+        assert "no such model" in reason
+        assert reason.endswith("(29 rows)")
+
+    def test_an_answer_is_not_quoted(self, timeless: World) -> None:
+        """It goes into logs and errors, and what is wrong with an answer may quote it."""
+        timeless.service.answer = lambda prompt: '{"word": {"secret": 1}}'
+        run, staged = timeless.take_up(prompts(2), **TYPED)
+        timeless.run(timeless.submit(run, staged))
+        timeless.run(timeless.collect())
+        run.state = run.journal.read()
+        landing = land(run, format_from("jsonl"))
+        assert landing.reason == "the answer does not fit output_type; the results say why (2 rows)"
+
+    def test_no_more_than_a_thousand_different_ones_are_counted(self) -> None:
+        """However many rows say something of their own."""
+        landing = Landing()
+        for number in range(1100):
+            landing.count(Row("x", number, "failed", error={"type": "failed", "message": str(number)}))
+        landing.count(Row("x", 1100, "failed", error={"type": "failed", "message": "5"}))
+        assert (len(landing.reasons), landing.reason) == (1000, "5 (2 rows)")
+
+
+class TestLeaving:
+    """What an attempt says that ends before it could land."""
+
+    def test_a_newer_attempts_manifest_stays(self, timeless: World) -> None:
+        """What goes on is the newer one's to say."""
+        timeless.take_up(prompts(3))
+        manifest = timeless.attempt(prompts(3))
+        assert leave_behind(timeless.directory(), attempt=1, why="Told to.")
+        assert read_manifest(timeless.directory()) == manifest
+
+    def test_nobody_finds_a_run_where_there_is_none(self, timeless: World) -> None:
+        """And nothing is written there."""
+        assert not leave_behind(timeless.directory(), attempt=None, why="Told to.")
+        assert timeless.store is not None
+        assert timeless.store.objects == {}
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_a_storage_that_does_not_answer(
+        self, timeless: World, caplog: pytest.LogCaptureFixture, told: bool
+    ) -> None:
+        """Whoever wants to hear of it is told where the record is."""
+        assert timeless.store is not None
+        timeless.take_up(prompts(3))
+        timeless.store.before = Failing("list", "/journal", times=1)
+        logger = logging.getLogger("task") if told else None
+        assert not leave_behind(timeless.directory(), attempt=1, why="Told to.", logger=logger)
+        assert ("Told to. What was accepted goes on" in caplog.text) is told
+
+    def test_indexes_are_those_of_the_whole_input(self, timeless: World) -> None:
+        """Also where the run takes a part of it."""
+        timeless.service.submit = lambda prompt, time: UNANSWERED if prompt == "Question 3" else None
+        run, staged = timeless.take_up(prompts(6), on_unknown="leave", shard=1, split=2)
+        timeless.run(timeless.submit(run, staged))
+        assert leave_behind(run.directory, attempt=1, why="Told to.")
+        assert read_manifest(run.directory)["stopped"]["unknown"] == {"rows": 1, "indexes": [3]}

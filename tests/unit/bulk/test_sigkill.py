@@ -131,3 +131,5 @@ def test_an_outage_while_sending_fails_nothing(emulator: InferenceEmulator, proc
     state = Journal(Directory(UPath(processes.path)), writer="test").read()
     assert len(state.tickets) + len(state.unknown) == ROWS
     assert emulator.paid == len(state.tickets)
+    # A 503 may have been a request that was taken, so what was answered so a few times is left unknown.
+    assert len(state.unknown) <= WINDOW
