@@ -5,24 +5,20 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import time_machine
 
+from tests.clock import EPOCH, Loop, run
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     import pytest
 
 T = TypeVar("T")
-
-#: An epoch instant in 2025; no clock starts at zero.
-EPOCH = 1_750_000_000.0
-#: Seconds in earnest that a thread may take which works for an event loop.
-THREAD_SECONDS = 10.0
 
 
 class Clock:
@@ -40,7 +36,7 @@ class Clock:
 
     def __enter__(self) -> Self:
         self._traveller = self._wall.start()
-        self._monkeypatch.setattr(time, "monotonic", lambda: self._monotonic)
+        self._monkeypatch.setattr(time, "monotonic", self.monotonic)
         self._monkeypatch.setattr(time, "sleep", self.sleep)
         self._monkeypatch.setattr(asyncio.events, "new_event_loop", self.loop)
         return self
@@ -52,6 +48,10 @@ class Clock:
     def now(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since some time before the test."""
+        return self._monotonic
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
@@ -65,45 +65,8 @@ class Clock:
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return an event loop that lives by this clock."""
-        return _Loop(self)
+        return Loop(self)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; fail when it would wait for ever."""
-        with asyncio.Runner(loop_factory=self.loop) as runner:
-            return runner.run(main)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self, clock: Clock) -> None:
-        self._jumping = _JumpingSelector(clock)
-        super().__init__(self._jumping)
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> Any:
-        future = super().run_in_executor(executor, func, *args)
-        self._jumping.threads += 1
-        future.add_done_callback(self._returned)
-        return future
-
-    def _returned(self, _: object) -> None:
-        self._jumping.threads -= 1
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits for time. It does wait, in earnest, for threads that work for the loop."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.threads = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or (self.threads and timeout > 0):
-            ready = super().select(THREAD_SECONDS)
-            assert ready, "everybody waits for something that will not come"
-            return ready
-        ready = super().select(0)
-        if not ready and timeout > 0:
-            self._clock.sleep(timeout)
-        return ready
+        return run(main, self)

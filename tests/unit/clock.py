@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""A clock that only moves when everybody waits, so that days pass in milliseconds."""
+"""A clock that stands in for the module ``time`` in what a test is about."""
 
 from __future__ import annotations
 
-import asyncio
-import selectors
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.clock import EPOCH, Loop, run
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    import asyncio
+    from collections.abc import Coroutine
+
+__all__ = ["EPOCH", "Clock"]
 
 T = TypeVar("T")
-
-#: An epoch instant in 2025; no clock starts at zero.
-EPOCH = 1_750_000_000.0
-#: Seconds in earnest that a thread may take which works for an event loop.
-THREAD_SECONDS = 10.0
 
 
 class Clock:
@@ -41,53 +39,8 @@ class Clock:
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Make an event loop that lives by this clock."""
-        return _Loop(self)
+        return Loop(self)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; fail when it would wait for ever."""
-        with asyncio.Runner(loop_factory=self.loop) as runner:
-            return runner.run(main)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self, clock: Clock) -> None:
-        self._jumping = _JumpingSelector(clock)
-        super().__init__(self._jumping)
-        self._clock = clock
-
-    def time(self) -> float:
-        """Return the clock's seconds."""
-        return self._clock.monotonic()
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> Any:
-        """Let a thread work, for which time stands still."""
-        self._jumping.threads += 1
-        future = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(self._returned)
-        return future
-
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Wait for the threads to end, for which time stands still."""
-        self._jumping.threads += 1
-        await super().shutdown_default_executor()
-
-    def _returned(self, _: object) -> None:
-        self._jumping.threads -= 1
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.threads = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Let time pass instead of waiting, when nothing is ready and no thread works."""
-        ready = super().select(THREAD_SECONDS if self.threads and timeout != 0 else 0)
-        if not ready and timeout != 0:
-            if timeout is None:
-                raise AssertionError("everybody waits for something that will not come")
-            self._clock.sleep(timeout)
-        return ready
+        return run(main, self)
