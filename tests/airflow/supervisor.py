@@ -109,6 +109,7 @@ class Life:
     :param beside: A task instance of the same Dag, whose database this one shares.
     :param xcoms: What upstream tasks returned, by task id.
     :ivar killed_by: Decides for each message to the supervisor whether the process dies of it.
+    :ivar task: The operator that ran last, as Airflow's listeners find it.
     :ivar store_fails: Whether the task state store does not answer.
     :ivar deletes_fail: Whether it drops nothing.
     """
@@ -133,6 +134,7 @@ class Life:
         self.xcoms |= {_Where(run_id, name, -1, "return_value"): it for name, it in xcoms.items()}
         self.store: dict[str, Any] = {}
         self.store_fails = False
+        self.task: Any = None
         self.deletes_fail = False
         self.rendered: dict[str, Any] = {}
         self.killed_by: Callable[[Any], bool] = lambda msg: False
@@ -213,6 +215,7 @@ class Life:
         with self.supervised(), mock.patch.dict(os.environ):
             context = ti.get_template_context()
             state, message, error = task_runner.run(ti, context, log)
+            self.task = ti.task
             if isinstance(error, Killed):
                 raise error
             task_runner.finalize(ti, state, context, log, error)

@@ -194,8 +194,33 @@ class TestOtherEnds:
 
 
 @pytest.mark.parametrize("verdict", ["refused", "unavailable"])
-def test_a_wait_that_ends_early_says_what_goes_on(bulk: Callable[..., Life], verdict: str) -> None:
+def test_a_wait_that_ends_early_says_what_goes_on(
+    bulk: Callable[..., Life], wire: Wire, verdict: str, log: Log, tmp_path: Path
+) -> None:
     """Somebody may think that a failed task costs nothing any more."""
-    event = {"verdict": verdict, "message": "No."}
+    event = {"verdict": verdict, "message": "It isn't defined"}
     attempt = bulk().attempt(instead_of_trigger={"event": event})
-    assert "No. What was accepted goes on and is billed" in attempt.message
+    assert (
+        "It isn't defined. What was accepted goes on and is billed; an attempt that finds" in attempt.message
+    )
+    assert isinstance(attempt.error, AirflowFailException) is (verdict == "refused")
+    assert left(tmp_path)["accepted"] == {"jobs": 3, "job_ids": wire.job_ids}
+    assert left(tmp_path)["why"] == "It isn't defined."
+    assert wire.job_ids[0] in log.text
+
+
+@pytest.mark.parametrize("traceback", [["Traceback …", "KeyError: 'x'"], None])
+def test_a_trigger_that_fails_says_what_goes_on(
+    bulk: Callable[..., Life], wire: Wire, log: Log, tmp_path: Path, traceback: list[str] | None
+) -> None:
+    """However that came about: its trace is in the log, a retry waits for the jobs."""
+    failure = {"error": "Trigger failure", "traceback": traceback}
+    life = bulk()
+    attempt = life.attempt(instead_of_trigger={key: it for key, it in failure.items() if it})
+    assert attempt.state == "up_for_retry"
+    assert attempt.message.startswith("The trigger failed, and the log says how.")
+    assert "What was accepted goes on and is billed" in attempt.message
+    assert ("KeyError" in log.text) is (traceback is not None)
+    assert left(tmp_path)["accepted"]["jobs"] == 3
+    assert life.attempt().state == "success"
+    assert wire.paid == 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, ObjectStoragePath
 
 from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.decorators.bulk import async_chat_bulk_task
@@ -158,6 +158,25 @@ class TestRuns:
         decorated = life(build)
         assert decorated.attempt().state == "success"
         assert decorated.result["rows"] == decorated.xcom("rows") == 2
+
+    def test_a_bare_decorator(
+        self, life: Callable[..., Life], wire: Wire, tmp_path: Path, connections: Any, monkeypatch: Any
+    ) -> None:
+        """The connection says the model, the configuration the place, the function the requests."""
+        monkeypatch.setenv("AIRFLOW__DISTRIBUTE__RESULT_PATH", tmp_path.as_uri())
+        connections("distribute_default", extra={"model": MODELS["distribute"]})
+
+        def build() -> Any:
+            @async_chat_bulk_task
+            def questions() -> list[str]:
+                return ["What is 1?", "What is 2?"]
+
+            return questions().operator  # type: ignore[attr-defined]
+
+        bare = life(build)
+        assert bare.attempt().state == "success"
+        assert [row["status"] for row in rows_of(bare.result)] == ["succeeded"] * 2
+        assert wire.paid == 2
 
     def test_an_input_split_over_tasks(self, service: str, tmp_path: Path) -> None:
         """Each mapped task takes its part."""
@@ -374,18 +393,66 @@ class TestRefusals:
 class TestLineage:
     """What OpenLineage is told."""
 
-    def test_input_and_results_are_datasets(self, bulk: Callable[..., Life]) -> None:
-        """With counts and tokens in a facet."""
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> tuple[Path, str]:
+        """An input of one line, and a place for results that is not beside it."""
+        questions = tmp_path / "in.jsonl"
+        questions.write_text('"What?"\n')
+        return questions, (tmp_path / "runs").as_uri()
+
+    @pytest.mark.parametrize("kind", ["uri", "path", "store path", "decorated"])
+    def test_a_real_run_tells_its_datasets(
+        self, life: Callable[..., Life], service: str, files: tuple[Path, str], kind: str
+    ) -> None:
+        """Whatever the author gave, also when a process resumes that has not called the function."""
+        pytest.importorskip("airflow.providers.openlineage")
+        questions, runs = files
+        common: dict[str, Any] = {
+            "conn_id": f"{service}_default",
+            "model": MODELS[service],
+            "result_path": runs,
+        }
+        given = {"path": questions, "store path": ObjectStoragePath(questions.as_uri())}
+
+        def build() -> Any:
+            if kind == "decorated":
+
+                def asked_for() -> str:
+                    return questions.as_uri()
+
+                made: Any = async_chat_bulk_task(asked_for, **common)
+                return made().operator
+            asked = given.get(kind, questions.as_uri())
+            return AsyncChatBulkOperator(task_id="t", requests=asked, **common)
+
+        bulk = life(build)
+        attempt = bulk.attempt()
+        assert (attempt.state, len(attempt.triggers)) == ("success", 1)
+        told = bulk.task.get_openlineage_facets_on_complete(None)
+        assert [(it.namespace, it.name) for it in told.inputs] == [("file", str(questions))]
+        assert [(it.namespace, it.name) for it in told.outputs] == [
+            ("file", bulk.result["results"].removeprefix("file://"))
+        ]
+        assert told.outputs[0].outputFacets["outputStatistics"].rowCount == 1
+        assert told.run_facets["inference"].counts["succeeded"] == 1
+
+    def test_a_run_that_fails_tells_them_too(self, bulk: Callable[..., Life], wire: Wire) -> None:
+        """It has landed what there is. A list is no dataset."""
+        pytest.importorskip("airflow.providers.openlineage")
+        wire.fault("error", count=1)
+        life = bulk()
+        assert life.attempt().state == "up_for_retry"
+        told = life.task.get_openlineage_facets_on_failure(None)
+        assert (told.inputs, told.run_facets["inference"].counts["failed"]) == ([], 1)
+
+    def test_a_store_is_named_without_who_connects(self, bulk: Callable[..., Life]) -> None:
+        """As OpenLineage names buckets."""
         pytest.importorskip("airflow.providers.openlineage")
         life = bulk()
         life.attempt()
         lineage = lineage_of("s3://aws@bucket/in.jsonl", life.result)
         assert lineage is not None
-        assert [(dataset.namespace, dataset.name) for dataset in lineage.inputs] == [
-            ("s3://bucket", "in.jsonl")
-        ]
-        assert lineage.outputs[0].namespace == "file"
-        assert lineage.run_facets["inference"].counts["succeeded"] == 3
+        assert [(it.namespace, it.name) for it in lineage.inputs] == [("s3://bucket", "in.jsonl")]
 
     def test_nothing_is_told_of_nothing(self) -> None:
         """Before anything was landed."""
