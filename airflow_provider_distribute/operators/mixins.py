@@ -29,7 +29,7 @@ from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import LONGEST, Value, problems_in
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
-from airflow_provider_distribute.waiting.results import BRIEF_PATIENCE, LAST_LOOK, fetch, wait_for
+from airflow_provider_distribute.waiting.results import BRIEF_PATIENCE, LAST_LOOK, PATIENCE, fetch, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -45,6 +45,8 @@ _Outcome = TypeVar("_Outcome", bound=Value)
 
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 NET = 300.0
+#: Seconds between look-ups of a connection that cannot be read although it was before.
+_LOOK_UPS_APART = (2.0, 5.0, 10.0)
 
 
 @contextlib.contextmanager
@@ -192,8 +194,8 @@ class WaitsForJobs(LeavesJobsRunning):
             if outcome.verdict == "deadline":
                 ended |= self.look_a_last_time_at(hook, outcome.words, job_ids, context)
             missing = [job_id for job_id in job_ids if job_id not in ended]
-            # What cannot be fetched now is waited for again, which holds no worker.
-            patience = BRIEF_PATIENCE if time.time() < deadline else LAST_LOOK
+            # What cannot be fetched now is waited for again, without a worker, as long as there is time.
+            patience = BRIEF_PATIENCE if time.time() < deadline else PATIENCE
             results = self.look_once(hook, missing, patience)
             for job_id in outcome.lost:
                 if results.pending.get(job_id) == NOT_FOUND:
@@ -296,16 +298,21 @@ class WaitsForJobs(LeavesJobsRunning):
         :raises AirflowException: it cannot be read, which need not last: Airflow also says that a connection
             is not defined when its secrets backend or its API server does not answer.
         """
-        try:
-            return hook_for(self.conn_id)
-        except InferenceError:
-            raise
-        except Exception as error:
-            raise AirflowException(
-                f"Connection {self.conn_id!r}, which this task has used before, cannot be read now: "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. What has not ended goes on and is billed: "
-                f"{', '.join(dict.fromkeys(job_ids))}. {self.what_a_clear_pays(context)}"
-            ) from error
+        waits = iter(_LOOK_UPS_APART)
+        while True:
+            try:
+                return hook_for(self.conn_id)
+            except InferenceError:
+                raise
+            except Exception as error:
+                wait = next(waits, None)
+                if wait is None:
+                    raise AirflowException(
+                        f"Connection {self.conn_id!r}, which this task has used before, cannot be read now: "
+                        f"{type(error).__name__}: {str(error).rstrip('.')}. What has not ended goes on and "
+                        f"is billed: {', '.join(dict.fromkeys(job_ids))}. {self.what_a_clear_pays(context)}"
+                    ) from error
+            time.sleep(wait)
 
     def cannot_wait(self, why: str, job_ids: Sequence[str], context: Context) -> AirflowFailException:
         """Return the exception that ends the task when waiting is impossible until somebody acts."""

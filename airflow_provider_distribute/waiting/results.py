@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BRIEF_PATIENCE",
     "LAST_LOOK",
+    "PATIENCE",
     "Results",
     "fetch",
     "look_newest_first",

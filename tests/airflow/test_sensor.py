@@ -16,6 +16,8 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
 )
 from airflow.sdk import DAG, get_current_context
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time import comms
 
 from airflow_provider_distribute.hooks import HOOKS
 from airflow_provider_distribute.sensors.chat import MAX_JOBS, AsyncChatSensor
@@ -557,6 +559,40 @@ def test_connection_that_is_away_for_a_moment_ends_nothing(
     connections(name)
     task.build = build
     assert task.attempt().state == "success"
+
+
+@pytest.mark.parametrize("service", ["distribute"], indirect=True)
+@pytest.mark.parametrize("mode", ["deferrable", "reschedule"], indirect=True)
+def test_connection_is_looked_up_a_few_times(
+    wait: Wait, wire: Wire, submitted: Any, connections: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blip of some seconds needs no retry, which sensors seldom have."""
+    wire.fault("latency", value="300")
+    task = wait(submitted("a", "b"))
+    away_until = 0.0
+
+    def answer(msg: Any) -> Any:
+        nonlocal away_until
+        away_until = away_until or wire.clock.now + 6
+        if wire.clock.now >= away_until:
+            connections("distribute_default")
+        return comms.ErrorResponse(error=ErrorType.API_SERVER_ERROR)
+
+    monkeypatch.setattr(task, "_on_GetConnection", answer)
+    build = task.build
+
+    def build_without_variable() -> Any:
+        if task.reschedules == 1:
+            monkeypatch.delenv("AIRFLOW_CONN_DISTRIBUTE_DEFAULT", raising=False)
+        return build()
+
+    task.build = build_without_variable
+    attempt = task.attempt(
+        before_resuming=lambda: monkeypatch.delenv("AIRFLOW_CONN_DISTRIBUTE_DEFAULT", raising=False),
+        retries_left=False,
+    )
+    assert attempt.state == "success"
+    assert away_until
 
 
 @pytest.mark.parametrize("service", ["distribute"], indirect=True)
