@@ -89,7 +89,8 @@ class Landing:
     @property
     def reason(self) -> str:
         """The reason that most rows have which did not succeed, and how many; empty when all did."""
-        return "; ".join(f"{reason} ({count} rows)" for reason, count in self.reasons.most_common(1))
+        most = self.reasons.most_common(1)
+        return "".join(f"{reason.rstrip('.')} (rows: {count})" for reason, count in most)
 
     def settle(self, row_number: int, status: Status) -> None:
         """Sort a row that is asked for itself by what a later attempt does with it."""
@@ -191,7 +192,10 @@ def land(
     costs = Costs(run.plan.settings)
     repeated = {row for row, _ in chain(run.state.superseded, run.state.replaced)}
     asked: dict[int, str] = {}
-    with Spool(run.directory, run.state) as spool, run.directory.replacing(format_.file) as stream:
+    replacing = run.directory.replacing(
+        format_.file, once_complete=lambda: run.settle(landing.again, landing.unknown_rows)
+    )
+    with Spool(run.directory, run.state) as spool, replacing as stream:
         rows = format_(stream)
         for line in run.lines():
             before_row()
@@ -221,7 +225,6 @@ def land(
         rows.close()
         if repair:
             repair.flush()
-        run.settle(landing.again, landing.unknown_rows)
     return landing
 
 

@@ -29,7 +29,9 @@ object may promise only as many rows as the objects *before* it leave free. What
 recorded after a crash is *in doubt*.
 
 **One writer.** Objects are created exclusively and numbered without gaps. A second attempt takes the next
-number, and the first one, should it still live, fails at its next write and stops sending.
+number, and the first one, should it still live, fails at its next write and stops sending. The outcome is
+settled in the journal before the results take their place, so that those of an attempt which was overtaken
+do not replace the newer one's.
 
 A *ticket* is what a service hands back for a submission. It names the rows it covers: one row for a job of
 its own, many for a group or a batch. Whoever reads a look's answer writes one line for each row it answers

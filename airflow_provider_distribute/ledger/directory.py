@@ -147,11 +147,15 @@ class Directory:
             return data
 
     @contextlib.contextmanager
-    def replacing(self, name: str) -> Iterator[BinaryIO]:
+    def replacing(
+        self, name: str, *, once_complete: Callable[[], object] = lambda: None
+    ) -> Iterator[BinaryIO]:
         """
         Write an object as a stream, under a name of its own until it is complete.
 
         A reader sees the old object or the new one, never a part, however many write it at once.
+
+        :param once_complete: Called before it takes its place; what it raises leaves the old object there.
         """
         unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
         self._make_parent(name)
@@ -161,6 +165,7 @@ class Directory:
             yield cast("BinaryIO", _Stream(stream, lambda: self._explained("write", unfinished)))
             with self._explained("write", unfinished):
                 self._store.finish(stream)
+            once_complete()
         except BaseException:
             with contextlib.suppress(Exception):
                 stream.close()

@@ -144,9 +144,11 @@ class AsyncChatBulkOperator(BaseOperator):
     :param on_deadline: ``fail``: fail when jobs are still pending then; ``land``: count their rows like other
         bad ones. Either way, what has come back is landed.
     :param on_unknown: What to do with requests that were sent and not answered, or in flight when a worker
-        died: ``resubmit`` pays for some of them twice; ``leave`` ends their rows ``unknown``; ``fail`` fails
-        the task as well, after landing, until somebody decides.
-    :param on_input_change: What to do when a retry finds another input: ``fail``, or ``restart``.
+        died, and with jobs that the service does not know or show any more: ``resubmit`` pays for some of
+        them twice; ``leave`` ends their rows ``unknown``; ``fail`` fails the task as well, after landing,
+        until somebody decides.
+    :param on_input_change: What to do when a retry finds another input, or (Airflow 3.3) nothing where an
+        earlier attempt has recorded the run: ``fail``, or ``restart``.
     :param max_cost: US dollars for the whole input; each of ``split`` tasks may spend an equal share of them.
         Sending stops before the estimate passes it, retries and repairs included; what was paid is landed;
         then the task fails.
@@ -411,9 +413,9 @@ class AsyncChatBulkOperator(BaseOperator):
         if noted is None:
             if not note.kept and run.state.opened is None and context["ti"].try_number > 1:
                 self.log.warning(
-                    "This is not the first attempt, and there is no run in %r. If an earlier attempt has "
-                    "sent anything, this one pays for it again: a volume that is not mounted or a result_path "
-                    "that has changed looks the same.",
+                    "This is not the first attempt, and there is no run in %r. If an earlier one has sent "
+                    "anything, this one pays for it again: a volume that is not mounted, or a result_path "
+                    "that has changed, looks the same.",
                     uri,
                 )
             return

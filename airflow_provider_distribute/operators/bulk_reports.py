@@ -68,7 +68,7 @@ def landed(
     counts = {status: count for status, count in landing.counts.items() if count}
     log.info("Landed at %s: %s.", manifest["results"], _list(counts))
     if landing.reason:
-        log.warning("What rows lack most often: %s.", landing.reason)
+        log.warning("The most frequent reason: %s.", landing.reason)
     if landing.going_on:
         log.warning(
             "%d jobs were not seen ended; they cannot be cancelled, go on and are billed: %s.",

@@ -521,7 +521,7 @@ class TestReasons:
         run.state = run.journal.read()
         reason = land(run, format_from("jsonl")).reason
         assert "no such model" in reason
-        assert reason.endswith("(29 rows)")
+        assert reason.endswith("(rows: 29)")
 
     def test_an_answer_is_not_quoted(self, timeless: World) -> None:
         """It goes into logs and errors, and what is wrong with an answer may quote it."""
@@ -531,7 +531,7 @@ class TestReasons:
         timeless.run(timeless.collect())
         run.state = run.journal.read()
         landing = land(run, format_from("jsonl"))
-        assert landing.reason == "the answer does not fit output_type; the results say why (2 rows)"
+        assert landing.reason == "the answer does not fit output_type; the results say why (rows: 2)"
 
     def test_no_more_than_a_thousand_different_ones_are_counted(self) -> None:
         """However many rows say something of their own."""
@@ -539,7 +539,7 @@ class TestReasons:
         for number in range(1100):
             landing.count(Row("x", number, "failed", error={"type": "failed", "message": str(number)}))
         landing.count(Row("x", 1100, "failed", error={"type": "failed", "message": "5"}))
-        assert (len(landing.reasons), landing.reason) == (1000, "5 (2 rows)")
+        assert (len(landing.reasons), landing.reason) == (1000, "5 (rows: 2)")
 
 
 class TestLeaving:

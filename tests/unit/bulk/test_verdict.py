@@ -133,8 +133,8 @@ def test_a_share_is_not_lost_in_the_last_digit(bad: int) -> None:
 
 def test_the_reason_is_told() -> None:
     """Whoever reads the error knows what to look for."""
-    error = verdict({"failed": 2}, None, Policy(), results="there", reason="no such model (2 rows)")
-    assert "(2 failed). Most often: no such model (2 rows). Everything" in str(error)
+    error = verdict({"failed": 2}, None, Policy(), results="there", reason="no such model (rows: 2)")
+    assert "(2 failed). Most often: no such model (rows: 2). Everything" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from upath import UPath
 
-from airflow_provider_distribute.exceptions import LedgerForbidden, LedgerUnavailable
+from airflow_provider_distribute.exceptions import LedgerForbidden, LedgerTaken, LedgerUnavailable
 from airflow_provider_distribute.ledger.directory import Directory
 from tests.unit.storage import Failing, Store, directory_on
 
@@ -76,6 +76,29 @@ class TestObjects:
         with directory.replacing("results") as stream:
             stream.write(b"new")
         assert directory.read("results") == b"new"
+
+    def test_an_object_may_be_kept_from_taking_its_place(self, directory: Directory) -> None:
+        """Once it is complete; nothing of it is left."""
+        directory.overwrite("results", b"old")
+
+        def keep_out() -> None:
+            assert directory.read("results") == b"old"
+            raise LedgerTaken("somebody else has it")
+
+        with pytest.raises(LedgerTaken), directory.replacing("results", once_complete=keep_out) as stream:
+            stream.write(b"new")
+        assert directory.read("results") == b"old"
+        assert directory.names("") == ["results"]
+
+    def test_two_who_write_the_same_object_do_not_mix(self, directory: Directory) -> None:
+        """Each has a stream of its own; who is complete last has the place."""
+        with directory.replacing("results") as one:
+            one.write(b"1" * 100)
+            with directory.replacing("results") as other:
+                other.write(b"2" * 200)
+            assert directory.read("results") == b"2" * 200
+            one.write(b"1" * 100)
+        assert directory.read("results") == b"1" * 200
 
     def test_a_store_that_lost_its_own_answer_is_believed(self, store: Store, frail: Directory) -> None:
         """It took the object, did not say so, was asked again, and then says that the object exists."""
