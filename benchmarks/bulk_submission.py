@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Submission against a bare loop over the same client, and against a rate limit.
+Submission against a bare loop over the same transport, and against a rate limit.
 
 The emulator runs in a process of its own, on the loopback interface. Both contenders run in turn, several
 times, in one process; figures are ratios of medians.
@@ -21,20 +21,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from upath import UPath
 
 from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.client import AsyncClient
+from airflow_provider_distribute.client import AsyncClient, aiohttp_transport, certificates
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner
-from airflow_provider_distribute.models import ChatRequest, Settings
 from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.testing import InferenceEmulator
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from airflow_provider_distribute.models import Settings
 
 PROMPT = "Summarise this text, please. " * 70
 
@@ -51,20 +53,28 @@ def settings_for(url: str, **fields: Any) -> Settings:
 
 
 async def bare(settings: Settings, prompts: list[str]) -> float:
-    """Send with as many coroutines as there are connections, and keep nothing."""
-    client = await AsyncClient.open(settings)
+    """Send with as many coroutines as there are connections, read each id, and keep nothing."""
+    transport = aiohttp_transport(settings, certificates())
+    headers = {"Authorization": settings.api_key.get_secret_value()}
     waiting = iter(prompts)
 
-    async def send() -> None:
+    async def send(client: httpx.AsyncClient) -> None:
         for prompt in waiting:
-            request = ChatRequest.parse(prompt)
-            await client.submit_once(client.service.describe_submit(request, settings))
+            body = {
+                "model": settings.model,
+                "messages": [{"role": "user", "content": prompt}],
+                "max_completion_tokens": 600,
+            }
+            answer = await client.post("/async/chat/create", json=body)
+            assert answer.json()["id"]
 
-    async with client:
+    async with httpx.AsyncClient(
+        base_url=settings.base_url, headers=headers, timeout=60, transport=transport
+    ) as client:
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(settings.max_connections):
-                group.create_task(send())
+                group.create_task(send(client))
         return time.perf_counter() - started
 
 

@@ -133,7 +133,7 @@ def test_nothing_is_left_behind() -> None:
 def test_a_failure_to_start_is_raised() -> None:
     """In the thread that wants to use it: this address is not one of this machine."""
     with (
-        pytest.raises(OSError, match="assign requested address|could not bind"),
+        pytest.raises(OSError, match=r"assign requested address|could not bind"),
         InferenceEmulator(host="192.0.2.1"),
     ):
         pass

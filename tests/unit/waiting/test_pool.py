@@ -424,10 +424,9 @@ class TestSharing:
 
         async def act() -> None:
             scene.latency = 5.0
-            status = isinstance(said, int)
             scene.instead = lambda job_id: (
-                httpx.Response(said, json={}) if status else scene.contract.look(said)
-            )  # type: ignore[arg-type]
+                httpx.Response(said, json={}) if isinstance(said, int) else scene.contract.look(said)
+            )
             leaver = asyncio.create_task(scene.wait("a", look_now=True))
             await asyncio.sleep(1)
             leaver.cancel()
