@@ -259,7 +259,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
             return job_id
         if self.killed:
             record.write()
-            raise WorkerStopped("the worker was told to stop, so neither this one nor a later one was sent")
+            raise WorkerStopped("The worker was told to stop, so nothing more was sent")
         if record.in_doubt(index):
             self.log.warning(
                 "An earlier attempt was sending request %d of %d when it ended. Whether the service accepted "

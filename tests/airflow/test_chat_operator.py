@@ -447,6 +447,31 @@ def test_outage_past_the_deadline_is_the_deadline(life: Live, wire: Wire) -> Non
     assert "not seen yet" in attempt.message
 
 
+def test_late_resumption_is_a_look_and_the_deadline(life: Live, wire: Wire) -> None:
+    """The job had ended in time, but a worker was free only later, and the service is away by then."""
+    task = life(chat(prompt="Why?", timeout=100))
+
+    def late() -> None:
+        wire.clock.sleep(200)
+        wire.fault("503", operation="look")
+
+    attempt = task.attempt(before_resuming=late)
+    assert attempt.state == "up_for_retry"
+    assert "1 of 1 jobs still pending" in attempt.message
+    assert len(attempt.triggers) == 1
+
+
+def test_connection_that_has_become_wrong_names_the_jobs(
+    service: str, life: Live, wire: Wire, connections: Callable[..., None]
+) -> None:
+    """Somebody has to correct it, and then clear the task; that is no matter of trying again."""
+    task = life(chat(service, requests=["a", "b"]))
+    attempt = task.attempt(before_resuming=lambda: connections(f"{service}_default", password=""))
+    assert attempt.state == "failed"
+    assert "the API key is missing" in attempt.message
+    assert f"Nobody waits any more for {', '.join(wire.job_ids)}" in attempt.message
+
+
 @pytest.mark.parametrize("event", [None, {}, {"verdict": "wonderful"}, {"version": 2}, "ended", 7])
 def test_event_that_is_not_ours_is_no_success(life: Live, wire: Wire, event: Any) -> None:
     """Worker and triggerer may run different releases; the retry waits again."""

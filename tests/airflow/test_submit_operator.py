@@ -372,7 +372,7 @@ def test_killed_task_submits_nothing_more(service: str, life: Live, wire: Wire, 
     assert attempt.state == "up_for_retry"
     assert wire.prompts == prompts[:3]
     assert f"those that have not ended go on and are billed: {', '.join(wire.job_ids[:2])}." in log.text
-    assert "Request 4 of 50 failed: the worker was told to stop, so neither this one nor" in attempt.message
+    assert "Request 4 of 50 failed: The worker was told to stop, so nothing more was sent." in attempt.message
     assert f"Accepted, running and billed: {', '.join(wire.job_ids)}." in attempt.message
     wire.listener = lambda request: None
     assert task.attempt().state == "success"
