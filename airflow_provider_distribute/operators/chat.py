@@ -370,7 +370,7 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
             record.forget(job.job_id for job in unclear)
             raise AirflowFailException(
                 f"{JobsFailed(unclear, total=total)}. This was the second look at them, and nothing was "
-                "submitted. Clearing the task submits, and pays, these again and no others."
+                "submitted. Clearing the task submits, and pays, these again and whatever has failed."
             )
 
     def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
