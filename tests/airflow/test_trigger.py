@@ -13,6 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from airflow_provider_distribute.hooks import HOOKS
 from airflow_provider_distribute.hooks.base import async_settings
@@ -21,6 +22,7 @@ from airflow_provider_distribute.services import SERVICES
 from airflow_provider_distribute.services.reading import same_word
 from airflow_provider_distribute.testing import InferenceEmulator
 from airflow_provider_distribute.triggers import connection as trigger_connection
+from airflow_provider_distribute.triggers.bulk import BulkOutcome
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from tests.airflow.supervisor import deserialize, first_event, serialize
 from tests.airflow.wire import KEY
@@ -353,3 +355,12 @@ def test_real_loop_is_not_blocked(service: str, connections: Callable[..., None]
             job_ids = [client.submit(ChatRequest.parse("Why?")) for _ in range(5)]
         trigger = AsyncChatTrigger(f"{service}_default", job_ids, 4e9, 1.0)
         assert asyncio.run(first_event(trigger)) == {"verdict": "ended", "succeeded": 5}
+
+
+@pytest.mark.parametrize("outcome", [WaitOutcome, BulkOutcome])
+def test_field_of_a_newer_triggerer_is_ignored(outcome: type[WaitOutcome | BulkOutcome]) -> None:
+    """Triggerer and workers are not upgraded in the same instant; a missing verdict stays an error."""
+    read = outcome.model_validate({"verdict": "ended", "succeeded": 3, "looks": 7})
+    assert read == outcome(verdict="ended", succeeded=3)
+    with pytest.raises(ValidationError):
+        outcome.model_validate({"looks": 7})
