@@ -43,13 +43,13 @@ from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
     BudgetSpent,
+    ConnectionInvalid,
     InferenceError,
     InvalidRequest,
     LedgerTaken,
     LedgerUnavailable,
     WorkerStopped,
 )
-from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner, Stopped
 from airflow_provider_distribute.ledger.requests import RequestWriter
@@ -60,6 +60,7 @@ from airflow_provider_distribute.operators.lineage import lineage_of
 from airflow_provider_distribute.operators.mixins import (
     NET,
     airflow_errors,
+    hook_again,
     hook_with_link,
     labels_of,
     read_event,
@@ -293,7 +294,7 @@ class AsyncChatBulkOperator(BaseOperator):
         if error := _NOBODY_WAITS.get(outcome.verdict):
             raise error(self._what_goes_on(outcome.message, context))
         with airflow_errors():
-            run = self._reopen(outcome.run_uri, self._plan(hook_for(self.conn_id).settings, context))
+            run = self._reopen(outcome.run_uri, self._plan_again(context))
             with self._nothing_left_unsaid(run):
                 landing = self._wait_and_land(run, outcome.deadline)
             return self._end(run, landing, context)
@@ -314,7 +315,7 @@ class AsyncChatBulkOperator(BaseOperator):
         """No triggerer kept the deadline, so none ran: it has passed, and the run is landed."""
         deadline = time.time()
         with airflow_errors():
-            plan = self._plan(hook_for(self.conn_id).settings, context)
+            plan = self._plan_again(context)
             run = self._reopen(self._run_uri(plan.owner), plan)
             with self._nothing_left_unsaid(run):
                 landing = self._wait_and_land(run, deadline)
@@ -378,6 +379,14 @@ class AsyncChatBulkOperator(BaseOperator):
             dedupe=self.dedupe,
             policy=self.policy,
         )
+
+    def _plan_again(self, context: Context) -> Plan:
+        """Plan with the connection as it is now; where it cannot be used, say what goes on."""
+        try:
+            hook = hook_again(self.conn_id, lambda why: self._what_goes_on(why, context))
+        except ConnectionInvalid as error:
+            raise AirflowFailException(self._what_goes_on(str(error), context)) from error
+        return self._plan(hook.settings, context)
 
     def _source(self) -> Source:
         return source_of(self.requests, prompt=self.prompt, open_path=ObjectStoragePath)

@@ -32,7 +32,7 @@ from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
 from airflow_provider_distribute.waiting.results import BRIEF_PATIENCE, LAST_LOOK, PATIENCE, fetch, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import NoReturn
 
     from airflow.providers.common.compat.sdk import Context
@@ -122,6 +122,32 @@ def hook_with_link(conn_id: str, context: Context) -> ServiceHook:
     hook = hook_for(conn_id)
     DashboardLink.remember(context, hook.settings.dashboard_url)
     return hook
+
+
+def hook_again(conn_id: str, tell: Callable[[str], str]) -> ServiceHook:
+    """
+    Return the hook of a connection that a task has used before.
+
+    :param tell: Adds to the reason, a sentence, what goes on all the same.
+    :raises ConnectionInvalid: naming every missing or wrong field.
+    :raises AirflowException: it cannot be read, which need not last: Airflow also says that a connection is
+        not defined when its secrets backend or its API server does not answer.
+    """
+    waits = iter(_LOOK_UPS_APART)
+    while True:
+        try:
+            return hook_for(conn_id)
+        except InferenceError:
+            raise
+        except Exception as error:
+            wait = next(waits, None)
+            if wait is None:
+                why = (
+                    f"Connection {conn_id!r}, which this task has used before, cannot be read now: "
+                    f"{type(error).__name__}: {str(error).rstrip('.')}."
+                )
+                raise AirflowException(tell(why)) from error
+        time.sleep(wait)
 
 
 class LeavesJobsRunning:
@@ -291,28 +317,14 @@ class WaitsForJobs(LeavesJobsRunning):
                 raise self.cannot_wait(str(error), job_ids, context) from error
 
     def connected_again(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
-        """
-        Return the hook of a connection that this task has used before.
-
-        :raises ConnectionInvalid: naming every missing or wrong field.
-        :raises AirflowException: it cannot be read, which need not last: Airflow also says that a connection
-            is not defined when its secrets backend or its API server does not answer.
-        """
-        waits = iter(_LOOK_UPS_APART)
-        while True:
-            try:
-                return hook_for(self.conn_id)
-            except InferenceError:
-                raise
-            except Exception as error:
-                wait = next(waits, None)
-                if wait is None:
-                    raise AirflowException(
-                        f"Connection {self.conn_id!r}, which this task has used before, cannot be read now: "
-                        f"{type(error).__name__}: {str(error).rstrip('.')}. What has not ended goes on and "
-                        f"is billed: {', '.join(dict.fromkeys(job_ids))}. {self.what_a_clear_pays(context)}"
-                    ) from error
-            time.sleep(wait)
+        """Return the hook of a connection that this task has used before; see :func:`hook_again`."""
+        return hook_again(
+            self.conn_id,
+            lambda why: (
+                f"{why} What has not ended goes on and is billed: {', '.join(dict.fromkeys(job_ids))}. "
+                f"{self.what_a_clear_pays(context)}"
+            ),
+        )
 
     def cannot_wait(self, why: str, job_ids: Sequence[str], context: Context) -> AirflowFailException:
         """Return the exception that ends the task when waiting is impossible until somebody acts."""

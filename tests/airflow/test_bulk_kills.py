@@ -209,6 +209,43 @@ def test_a_wait_that_ends_early_says_what_goes_on(
     assert wire.job_ids[0] in log.text
 
 
+@pytest.mark.parametrize(
+    ("fields", "words", "state"),
+    [
+        (None, "which this task has used before, cannot be read now", "up_for_retry"),
+        ({"password": ""}, "the API key is missing", "failed"),
+    ],
+)
+def test_a_connection_that_cannot_be_used_on_resuming(
+    bulk: Callable[..., Life],
+    wire: Wire,
+    connections: Callable[..., None],
+    service: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fields: dict[str, str] | None,
+    words: str,
+    state: str,
+) -> None:
+    """It says what goes on, also where that is one look-up that failed; a retry pays nothing again."""
+    name, life = f"{service}_default", bulk()
+
+    def change() -> None:
+        if fields is None:
+            monkeypatch.delenv(f"AIRFLOW_CONN_{name.upper()}")
+        else:
+            connections(name, **fields)
+
+    attempt = life.attempt(before_resuming=change)
+    assert attempt.state == state
+    assert words in attempt.message
+    assert "What was accepted goes on and is billed; an attempt that finds" in attempt.message
+    assert left(tmp_path)["accepted"]["jobs"] == 3
+    connections(name)
+    assert life.attempt().state == "success"
+    assert wire.paid == 3
+
+
 @pytest.mark.parametrize("traceback", [["Traceback …", "KeyError: 'x'"], None])
 def test_a_trigger_that_fails_says_what_goes_on(
     bulk: Callable[..., Life], wire: Wire, log: Log, tmp_path: Path, traceback: list[str] | None
