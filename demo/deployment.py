@@ -42,6 +42,8 @@ SETTINGS = {
     "dag_processor.bundle_refresh_check_interval": "1",
     "dag_processor.min_file_process_interval": "2",
     "dag_processor.parsing_processes": "1",
+    # On a busy machine a Dag counts as missing while its file is parsed, and its runs are not scheduled.
+    "dag_processor.stale_dag_threshold": "86400",
     "scheduler.scheduler_heartbeat_sec": "1",
     "scheduler.scheduler_idle_sleep_time": "0.2",
     "scheduler.trigger_timeout_check_interval": "2",
