@@ -27,15 +27,14 @@ comma := ,
 empty :=
 space := $(empty) $(empty)
 
-# Three at a time, for a real Airflow mostly waits; each with its output in one piece, which a make of before
-# 4.0 cannot do.
-THREE_AT_A_TIME := --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Two at a time, each with its output in one piece; a make of before 4.0 mixes the lines.
+TWO_AT_A_TIME := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Tests of one file share what is slow to set up, so they stay in one process.
 IN_TWO_PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test checks install environments lint types fmt unit integration test-distributed cover \
-	cover-unit cover-integration constraints clean
+	cover-unit cover-integration cover-report constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -45,10 +44,11 @@ demo: $(INSTALLED)  ## Run 100 prompts through a real Airflow and the emulator (
 	@$(BIN)/python -m demo.run $(if $(KEEP),--keep)
 
 test: install environments  ## Everything that CI runs
-	@$(MAKE) --no-print-directory $(THREE_AT_A_TIME) checks
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory $(TWO_AT_A_TIME) checks
 
 # The longest first.
-checks: lint cover-integration types cover-unit $(OLDER:%=test-on-%) test-distributed cover
+checks: cover-integration lint types cover-unit $(OLDER:%=test-on-%) test-distributed cover-report
 
 install: $(INSTALLED)  ## Install the newest Airflow and the tools into .venv
 
@@ -79,24 +79,24 @@ integration: $(INSTALLED)  ## Tests on a real scheduler, triggerer and worker
 test-distributed: $(INSTALLED)  ## Tests on Celery workers and two triggerers
 	$(BIN)/python -m pytest tests -m distributed
 
-cover: cover-unit cover-integration  ## Unit and integration tests on the newest Airflow, with coverage
+cover: $(INSTALLED)  ## Unit and integration tests on the newest Airflow, with coverage
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory cover-unit cover-integration cover-report
+
+cover-unit: $(INSTALLED)
+	@echo "== unit tests on Airflow $(NEWEST)"
+	$(BIN)/coverage run -m pytest tests $(IN_TWO_PROCESSES) -m "not integration and not distributed"
+
+cover-integration: $(INSTALLED)
+	@echo "== integration tests on Airflow $(NEWEST)"
+	$(BIN)/coverage run -m pytest tests -m integration
+
+cover-report: cover-unit cover-integration
 	@echo "== coverage"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 \
 	    --include='$(subst $(space),$(comma),$(BELOW_HOOKS:%=$(PACKAGE)/%))'
-
-cover-unit: cover-nothing
-	@echo "== unit tests on Airflow $(NEWEST)"
-	$(BIN)/coverage run -m pytest tests $(IN_TWO_PROCESSES) -m "not integration and not distributed"
-
-cover-integration: cover-nothing
-	@echo "== integration tests on Airflow $(NEWEST)"
-	$(BIN)/coverage run -m pytest tests -m integration
-
-.PHONY: cover-nothing
-cover-nothing: $(INSTALLED)
-	@$(BIN)/coverage erase
 
 HAS_PYTHON = $(UV) python find --no-project '$(PYTHON_$*)' >/dev/null 2>&1
 
