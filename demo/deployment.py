@@ -45,7 +45,7 @@ SETTINGS = {
     # On a busy machine a Dag counts as missing while its file is parsed, and its runs are not scheduled.
     "dag_processor.stale_dag_threshold": "86400",
     "scheduler.scheduler_heartbeat_sec": "1",
-    "scheduler.scheduler_idle_sleep_time": "0.2",
+    "scheduler.scheduler_idle_sleep_time": "0.5",
     "scheduler.trigger_timeout_check_interval": "2",
     "scheduler.task_instance_heartbeat_sec": "3",
     "scheduler.task_instance_heartbeat_timeout": "15",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
 class ProcessDied(RuntimeError):
