@@ -233,8 +233,9 @@ class Collection:
                 seen[head.row] = True
                 self.progress.saw(head)
         self.progress.ended_before = self.progress.total = self.progress.ended
-        for row, ticket in sorted(state.tickets.items(), key=lambda item: state.accepted_at[item[0]]):
+        for row in sorted(state.tickets, key=state.accepted_at.__getitem__):
             if not seen[row]:
+                ticket = state.tickets[row]
                 others = self._rows_of.get(ticket, ())
                 self._rows_of[ticket] = row if others == () else (*_rows(others), row)
                 self.progress.total += 1

@@ -30,6 +30,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.models import (
     OWN_FIELDS,
+    ChatRequest,
     Job,
     JobError,
     JobState,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from airflow_provider_distribute.models import ChatRequest
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -66,11 +65,13 @@ class Call:
     :param method: HTTP method.
     :param path: Path below the base URL, ids in it already quoted.
     :param body: JSON body. It holds prompts, so it is not shown.
+    :param written: The body as it is sent, where it was written to see that it can be.
     """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = field(default=None, repr=False)
+    written: bytes | None = field(default=None, repr=False, compare=False)
 
 
 class Params(BaseModel):
@@ -136,6 +137,20 @@ class Service(ABC):
 
         :raises InvalidRequest: when the service's documentation forbids the request, or JSON does.
         """
+        return self._look_over(request, settings)[0]
+
+    def submission(self, path: str, request: ChatRequest, settings: Settings) -> Call:
+        """
+        Describe the POST that submits a request.
+
+        :raises InvalidRequest: as :meth:`checked` says.
+        """
+        _, body, written = self._look_over(request, settings)
+        return Call("POST", path, body, written)
+
+    def _look_over(
+        self, request: ChatRequest, settings: Settings
+    ) -> tuple[ChatRequest, Mapping[str, Any], bytes]:
         problems: list[str] = []
         model = request.model or settings.model
         if not model:
@@ -145,16 +160,26 @@ class Service(ABC):
         params: Mapping[str, Any] = request.params
         if not settings.allow_undocumented_params:
             problems += self.problems_in_messages(request.messages)
-            try:
-                documented = {name: value for name, value in params.items() if name not in own}
-                params = self.params(**documented).model_dump(exclude_unset=True, exclude_none=True)
-            except ValidationError as error:
-                problems += [f"params.{problem}" for problem in problems_in(error)]
+            if documented := {name: value for name, value in params.items() if name not in own}:
+                try:
+                    params = self.params(**documented).model_dump(exclude_unset=True, exclude_none=True)
+                except ValidationError as error:
+                    problems += [f"params.{problem}" for problem in problems_in(error)]
         if problems:
             raise InvalidRequest([*problems, *self.way_out(problems)])
-        checked = request.model_copy(update={"model": model, "params": params})
-        self.size_of(checked)
-        return checked
+        checked = ChatRequest.model_construct(
+            messages=request.messages, model=model, params=params, metadata=self.metadata_of(request)
+        )
+        body = self.body_of(checked)
+        try:
+            written = _to_json(body).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
+        if not settings.allow_undocumented_params:
+            problems = self.problems_in_size(checked, len(written))
+        if problems:
+            raise InvalidRequest([*problems, *self.way_out(problems)])
+        return checked, body, written
 
     def body_of(self, request: ChatRequest) -> dict[str, Any]:
         """Return the body of a checked request."""
@@ -162,16 +187,17 @@ class Service(ABC):
         body = {**self.defaults, "model": request.model, "messages": messages, **request.params}
         return {**body, "metadata": dict(request.metadata)} if request.metadata else body
 
-    def size_of(self, request: ChatRequest) -> int:
-        """
-        Return the bytes of a request's body as it is sent.
+    def metadata_of(self, request: ChatRequest) -> Mapping[str, Any]:
+        """Return a request's metadata with the types that the service documents."""
+        return request.metadata
 
-        :raises InvalidRequest: it cannot be written as JSON.
+    def problems_in_size(self, request: ChatRequest, size: int) -> list[str]:
         """
-        try:
-            return len(_to_json(self.body_of(request)).encode())
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
+        Return what the service's documentation forbids about a request's size.
+
+        :param size: Bytes of the body as it is sent.
+        """
+        return []
 
     def answer_tokens(self, request: ChatRequest, *, unlimited: int) -> int:
         """

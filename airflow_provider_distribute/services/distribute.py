@@ -114,12 +114,11 @@ class Distribute(Service):
 
     def describe_submit(self, request: ChatRequest, settings: DistributeSettings) -> Call:
         """Describe "Chat create"."""
-        return Call("POST", "/async/chat/create", self.body_of(self.checked(request, settings)))
+        return self.submission("/async/chat/create", request, settings)
 
-    def checked(self, request: ChatRequest, settings: Settings) -> ChatRequest:
+    def metadata_of(self, request: ChatRequest) -> Mapping[str, Any]:
         """Metadata is documented with strings only, so it is written as such."""
-        metadata = {str(key): str(value) for key, value in request.metadata.items()}
-        return super().checked(request.model_copy(update={"metadata": metadata}), settings)
+        return {str(key): str(value) for key, value in request.metadata.items()}
 
     def describe_look(self, job_id: str, settings: DistributeSettings) -> Call:
         """Describe "Chat result"."""

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field
 
-from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
 from airflow_provider_distribute.services.base import Call, Params, Service
 from airflow_provider_distribute.services.reading import (
@@ -126,8 +125,7 @@ class InferenceNet(Service):
 
     def describe_submit(self, request: ChatRequest, settings: InferenceNetSettings) -> Call:
         """Describe "Submit a background chat completion"."""
-        body = self.body_of(self.checked(request, settings))
-        return Call("POST", f"/v1/{settings.async_prefix}/chat/completions", body)
+        return self.submission(f"/v1/{settings.async_prefix}/chat/completions", request, settings)
 
     def describe_look(self, job_id: str, settings: InferenceNetSettings) -> Call:
         """Describe "Read one generation"; it is never below the submission's prefix."""
@@ -150,15 +148,11 @@ class InferenceNet(Service):
             problems.append(f"messages: {len(images)} images, and a request may have {MOST_IMAGES}")
         return problems
 
-    def checked(self, request: ChatRequest, settings: Settings) -> ChatRequest:
+    def problems_in_size(self, request: ChatRequest, size: int) -> list[str]:
         """Bodies with images have a limit."""
-        checked = super().checked(request, settings)
-        if not settings.allow_undocumented_params and _images_in(checked.messages):
-            size = self.size_of(checked)
-            if size >= LARGEST_BODY:
-                problem = f"messages: the body has {size} bytes; with images it must have less than 1 MB"
-                raise InvalidRequest([problem, *self.way_out([problem])])
-        return checked
+        if size < LARGEST_BODY or not _images_in(request.messages):
+            return []
+        return [f"messages: the body has {size} bytes; with images it must have less than 1 MB"]
 
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
         """Read a generation: ``response`` may be missing or null, ``stateMessage`` says why it failed."""

@@ -21,6 +21,7 @@ SYNC_NAME_OF = {
     "__aexit__": "__exit__",
     "aclose": "close",
     "aiter_bytes": "iter_bytes",
+    "handle_async_request": "handle_request",
     "asyncio": "time",
 }
 #: How each opens its transport, and where it reads an answer, is its own business; nothing is asked there.

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.exceptions import AccessDenied, BudgetSpent, InvalidRequest
+from airflow_provider_distribute.exceptions import AccessDenied, BudgetSpent
 from airflow_provider_distribute.services.distribute import Distribute
 from tests.unit.bulk.world import FAR, World, prompts
 
 if TYPE_CHECKING:
     from airflow_provider_distribute.bulk.submission import Submitted
-    from airflow_provider_distribute.models import ChatRequest, Settings
+    from airflow_provider_distribute.models import ChatRequest
 
 NEVER_CONNECTED = httpx.ConnectError("refused")
 TAKEN_AND_LOST = httpx.ReadError("reset")
@@ -107,14 +107,11 @@ def test_what_grew_beyond_the_services_limits_fails_its_row_only(
 ) -> None:
     """A repair says more than its row did when it was checked; nothing of it is sent."""
     run, staged = world.take_up(prompts(3))
-    check = Distribute.checked
 
-    def checked(self: Distribute, request: ChatRequest, settings: Settings) -> ChatRequest:
-        if request.messages[0]["content"] == "Question 1":
-            raise InvalidRequest(["messages: too long"])
-        return check(self, request, settings)
+    def too_long(self: Distribute, request: ChatRequest, size: int) -> list[str]:
+        return ["messages: too long"] if request.messages[0]["content"] == "Question 1" else []
 
-    monkeypatch.setattr(Distribute, "checked", checked)
+    monkeypatch.setattr(Distribute, "problems_in_size", too_long)
     submitted = world.run(world.submit(run, staged))
     state = run.journal.read()
     assert (submitted.accepted, submitted.refused, world.service.paid) == (2, 1, 2)
