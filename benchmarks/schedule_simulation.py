@@ -6,7 +6,8 @@ Looks per job and detection delay of the pool's schedule, beside a fixed interva
 The schedule is used as the pool uses it: looks take a while, at most so many are in flight, and a rate limit
 may hold them back. The clock is simulated, the schedule is the real one. The fixed interval looks at each
 job ``poke_interval`` seconds after its submission and then every ``poke_interval`` seconds, with the same
-latency. It is not held back by a rate limit.
+latency. It is not held back by a rate limit. A sensor of Airflow's looks at once as well, and so once more;
+the column ``sensor`` is the ratio to it.
 
 Each line of the table goes on with seed after seed until the standard errors of the ratio of looks and of the
 mean delay are below ``--error`` of them; both errors are printed behind their figures.
@@ -149,6 +150,7 @@ SCENARIOS: dict[str, Callable[[int, random.Random], list[Job]]] = {
     "uniform over 1 min": submitted_over(1.0, lambda rng: rng.uniform(0, MINUTE)),
     "10 s each, flowing": submitted_over(10 * MINUTE, lambda rng: 10.0),
     "20 s each, flowing": submitted_over(10 * MINUTE, lambda rng: 20.0),
+    "20 s each, lone": lambda count, rng: [Job(at, at + 20) for at in (100.0 * i for i in range(count))],
 }
 
 
@@ -166,13 +168,14 @@ class Figures(NamedTuple):
 
     ratio: float
     ratio_error: float
+    ratio_sensor: float
     delay: float
     delay_error: float
     delay_fixed: float
 
     @classmethod
-    def of(cls, samples: list[Sample]) -> Figures:
-        """Sum samples up."""
+    def of(cls, samples: list[Sample], jobs: int) -> Figures:
+        """Sum samples up that are of so many jobs each."""
         looks_fixed = statistics.fmean(sample.looks_fixed for sample in samples)
         ratio = statistics.fmean(sample.looks for sample in samples) / looks_fixed
         residuals = [(sample.looks - ratio * sample.looks_fixed) / looks_fixed for sample in samples]
@@ -181,6 +184,7 @@ class Figures(NamedTuple):
         return cls(
             ratio,
             statistics.stdev(residuals) / root,
+            ratio * looks_fixed / (looks_fixed + jobs),
             statistics.fmean(delays),
             statistics.stdev(delays) / root,
             statistics.fmean(sample.delay_fixed for sample in samples),
@@ -194,7 +198,7 @@ class Figures(NamedTuple):
 def row(name: str, count: int, conditions: Conditions, error: float, first_seed: int) -> str:
     """One line of the table."""
     samples: list[Sample] = []
-    while len(samples) < FEWEST_SEEDS or not (figures := Figures.of(samples)).certain(error):
+    while len(samples) < FEWEST_SEEDS or not (figures := Figures.of(samples, count)).certain(error):
         seed = first_seed + len(samples)
         jobs = SCENARIOS[name](count, random.Random(seed))
         new, old = ours(jobs, conditions, seed), fixed(jobs, conditions)
@@ -206,7 +210,7 @@ def row(name: str, count: int, conditions: Conditions, error: float, first_seed:
         f"{name:22}{count:7}{len(samples):7}"
         f"{sum(sample.looks for sample in samples) / waited:9.2f}"
         f"{sum(sample.looks_fixed for sample in samples) / waited:9.2f}"
-        f"{figures.ratio:8.3f} +-{figures.ratio_error:.3f}"
+        f"{figures.ratio:8.3f} +-{figures.ratio_error:.3f}{figures.ratio_sensor:8.2f}"
         f"{figures.delay:9.2f} +-{figures.delay_error:.2f}{figures.delay_fixed:9.2f}"
     )
 
@@ -225,9 +229,9 @@ def main() -> None:
     given = parser.parse_args()
     conditions = Conditions(given.poke_interval, given.latency, rate=given.rate)
 
-    print(f"{'':36}{'looks per job':>18}{'':16}{'mean delay, s':>25}")
+    print(f"{'':36}{'looks per job':>18}{'':24}{'mean delay, s':>25}")
     print(
-        f"{'scenario':22}{'jobs':>7}{'seeds':>7}{'ours':>9}{'fixed':>9}{'ratio':>8}{'':8}"
+        f"{'scenario':22}{'jobs':>7}{'seeds':>7}{'ours':>9}{'fixed':>9}{'ratio':>8}{'':8}{'sensor':>8}"
         f"{'ours':>9}{'':7}{'fixed':>9}"
     )
     for name in SCENARIOS:

@@ -12,7 +12,8 @@ seconds:
 - The mean delay between a job's end and the look that finds it is at most P / 2, whatever the order. (The
   mean is over jobs that end at any time. One that always ends right after a look is found late, by a timer
   as well.)
-- At most a tenth more looks, whatever the order, for ten jobs or more that take four P or more on average.
+- At most a tenth more looks, whatever the order, for ten jobs or more. (The corner: jobs that are alone, and
+  a few that take about P.)
 - Far fewer looks when jobs end roughly in the order of submission.
 - Looks are spread out. Adding a thousand jobs at once causes no burst.
 
@@ -45,15 +46,20 @@ two finds come late by as many P as finds were taken as given, hence ``OPTIMISM`
 
 A find calls for another look at once, a second one in a row for ``BACKLOG`` more, and a pending job ends the
 run, so a backlog is cleared at a pace that doubles with every answer. Jobs that are over before anybody looks
-are found together.
+are found together. No such look goes to a job that is younger than any that was ever found in the line.
 
-**The corner.** The timer spends one look on a job that takes P or less, and finds it after up to P. Whoever
-knows nothing of the job and wants it found within P / 2 on average, however soon it ends, looks in half of
-all cases before P is over: a job that takes just P costs 1.5 looks. Jobs of P / 3 that come together cost
-1.2 times the timer's looks and are found ten times as soon.
+**First looks** come at an age of 0.7 to 1.3 P (``FIRST``), so a job that takes less costs hardly more than
+the one look of the timer. The first job of an empty line is looked at earlier (``SCOUT``): if all end soon,
+its find leads to the others, long before the timer's first look. It tells nothing of the order.
 
-A lone job's first looks come after about 1 s, 4 s and 16 s, and are two and a half more than the timer's; a
-lone job that takes thirty P costs a tenth more.
+**A lone job** is looked at after about 1 s, and then each time after one to eight times its age, up to P. The
+steps are drawn anew, so that whatever a job takes, it is found within P / 2 on average. At 30 s that is three
+looks more than the timer's, however long the job takes.
+
+**The corner.** A job costs one look at least, and the timer spends no more on a job that takes P or less.
+Whoever knows nothing of the job cannot do that and find it within P / 2 on average: of jobs that end at any
+time before 2 P, ten cost 1.2 times the timer's looks and are found a tenth sooner, a hundred cost 1.1 times.
+Jobs that are submitted one by one, each after the last has ended, are all lone.
 
 Each ``poke_interval`` has its own line, which remembers what it learned when it is empty.
 """
@@ -70,20 +76,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-PACE = 1.015  # laps of the patrol, for each of the fixed interval; pays for latency, jitter and wrong beliefs
-PHASE = 0.3  # of a lap: the first look at a new job comes after PHASE to 1 + PHASE laps
+PACE = 1.025  # laps of the patrol, for each of the fixed interval; pays for latency, jitter and wrong beliefs
+FIRST = 0.7, 1.3  # laps until the first look at a new job, at least and at most
+SCOUT = 0.4  # laps until the first look at a job that found its line empty
 SAVING = 0.75  # the share of the looks that a sweep must not exceed to be worth its risk
 MEMORY = 200  # finds
 EVEN = 1.0  # finds taken as given, spread evenly over the line
 OPTIMISM = 0.02  # finds at the head of a silent line taken as given, for each job at most
 SILENCE = 8  # poke_intervals of silence for each such find
+YOUNGER = (
+    0.95  # a job is too young for a look that a find calls for below this share of the youngest ever found
+)
 BACKLOG = 2  # looks that a find calls for at once, if the one before it was a find as well; else it is one
-SLACK = 2.0  # the patrol's longest and shortest step are step * SLACK and step / SLACK
+SLACK = 2.0  # the patrol's shortest step is step / SLACK; beside a sweep its longest is step * SLACK
 STALL = 0.25  # seconds of steps that are made up for when due() was called late
 GRAIN = 1e-6  # seconds that make no difference, or rounding could put off a look for ever
 JITTER = 0.1  # of an interval, either way
 LONE_FIRST = 1.0  # seconds until the first look at a lone job
-LONE_GROWTH = 2.0, 4.0  # its next look comes after so many times its age
+LONE_GROWTH = 8.0  # its next look comes after one to so many times its age, while that is below poke_interval
 
 _GOLDEN = (sqrt(5) - 1) / 2
 _number = attrgetter("number")
@@ -144,6 +154,9 @@ class _Beat:
         job = self.pick()
         if job is None:
             self.free, self.last = 0, now + self.lap
+            return None
+        if self.free and now - job.added < self.line.youngest * YOUNGER:
+            self.free = 0
             return None
         if self.free:
             self.free -= 1
@@ -218,7 +231,8 @@ class _Patrol(_Beat):
         if (job := self.oldest()) is None:
             return inf
         step = self.lap / self.size
-        return min(max(job.looked + self.lap, self.last + step / SLACK), self.last + step * SLACK)
+        longest = self.last + step * SLACK if self.line.sweep.size else inf
+        return min(max(job.looked + self.lap, self.last + step / SLACK), longest)
 
     def pick(self) -> _Job | None:
         return self.oldest()
@@ -227,7 +241,7 @@ class _Patrol(_Beat):
 class _Line:
     """The pending jobs of one ``poke_interval`` in order of submission, and what was learned."""
 
-    __slots__ = ("found", "jobs", "patrol", "planned", "poke_interval", "started", "sweep")
+    __slots__ = ("found", "jobs", "patrol", "planned", "poke_interval", "started", "sweep", "youngest")
 
     def __init__(self, poke_interval: float, now: float) -> None:
         self.poke_interval = poke_interval
@@ -235,6 +249,7 @@ class _Line:
         self.sweep = _Sweep(self, now)
         self.patrol = _Patrol(self, now)
         self.found = [0.0] * 32  # finds at the places 0, 1-2, 3-6, 7-14, ...
+        self.youngest = inf  # seconds from a job's submission until it was found, at least
         self.planned = 0
         self.started = now
 
@@ -246,7 +261,11 @@ class _Line:
         finds = self.sweep.flying - 1 if job.asked_by is self.sweep else 0
         return max(0, self.index(job.number) - finds)
 
-    def learn(self, job: _Job) -> None:
+    def learn(self, job: _Job, now: float) -> None:
+        age = now - job.added
+        self.youngest = min(self.youngest, age)
+        if len(self.jobs) == 1 or age < FIRST[0] * self.poke_interval:
+            return
         surprise = job.asked_by is self.patrol and job.place >= self.sweep.size > 0
         keep = 0.5 if surprise else min(1, MEMORY / (sum(self.found) + 1))
         self.found = [finds * keep for finds in self.found]
@@ -311,7 +330,7 @@ class Schedule:
             self._join(job, now)
             if len(self._jobs) == 1:
                 job.lone = True
-                self._promise(job, now + LONE_FIRST * self._jitter())
+                self._promise(job, now + min(LONE_FIRST, SCOUT * poke_interval) * self._jitter())
         elif poke_interval < job.line.poke_interval:
             self._leave(job, now)
             job.line = self._line(poke_interval, now)
@@ -349,13 +368,13 @@ class Schedule:
         if beat := self._land(job):
             beat.saw(done)
         if done:
-            if len(job.line.jobs) > 1:
-                job.line.learn(job)
+            job.line.learn(job, now)
             self.discard(key)
         elif job.hinted:
             self._promise(job, now)
-        elif job.lone and (step := self._lone_step(job, now)) < job.line.poke_interval:
-            self._promise(job, now + step)
+        elif job.lone and (age := now - job.added) < job.line.poke_interval:
+            longest = min(LONE_GROWTH * age, job.line.poke_interval)
+            self._promise(job, now + self._rng.uniform(age, longest))
         else:
             self._release(job)
         self._retime(job.line)
@@ -391,9 +410,6 @@ class Schedule:
         self._latest = now + self._skew
         return self._latest
 
-    def _lone_step(self, job: _Job, now: float) -> float:
-        return (now - job.added) * self._rng.uniform(*LONE_GROWTH)
-
     def _jitter(self) -> float:
         return self._rng.uniform(1 - JITTER, 1 + JITTER)
 
@@ -404,13 +420,16 @@ class Schedule:
 
     def _join(self, job: _Job, now: float) -> None:
         line = job.line
+        earliest, latest = FIRST
+        laps = earliest + (latest - earliest) * (job.number * _GOLDEN % 1)
         if not line.jobs:
             line.sweep.rest(now)
             line.patrol.rest(now)
+            laps = SCOUT
         insort(line.jobs, job, key=_number)
         if len(line.jobs) > line.planned * 1.05:
             line.plan(now)
-        job.looked = now + line.patrol.lap * (job.number * _GOLDEN % 1 + PHASE - 1)
+        job.looked = now + line.patrol.lap * (laps - 1)
         job.queued = False
         line.patrol.enqueue(job)
         self._retime(line)

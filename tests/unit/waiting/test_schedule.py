@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_distribute.waiting.schedule import BACKLOG, JITTER, PACE, Schedule
+from airflow_provider_distribute.waiting.schedule import JITTER, PACE, SCOUT, Schedule
 
 P = 30.0
 IN_FLIGHT = 32
@@ -87,6 +87,28 @@ def test_a_lone_job_is_looked_at_after_a_second_then_ever_more_slowly_up_to_poke
     assert steps[0] < steps[1] < steps[2]
     assert max(steps) <= P * (1 + 2 * JITTER)
     assert len(steps) <= 300 / P * PACE + 4
+
+
+@pytest.mark.parametrize("poke_interval", [P, 600.0])
+@pytest.mark.parametrize("share", [0.2, 0.4, 2 / 3, 0.9])
+def test_a_lone_job_that_takes_less_than_poke_interval_is_found_within_half_of_it(
+    poke_interval: float, share: float
+) -> None:
+    """On average, whatever it takes, though its first looks come at about the same time always."""
+    takes = share * poke_interval
+    delays = [
+        waiting(takes, until=3 * poke_interval, seed=seed, poke_interval=poke_interval).delays[0]
+        for seed in range(300)
+    ]
+
+    assert statistics.fmean(delays) <= poke_interval / 2
+
+
+def test_the_first_look_at_a_lone_job_comes_before_its_poke_interval_is_over() -> None:
+    """An interval below a second is kept as well."""
+    looks = waiting(NEVER, until=0.2, poke_interval=0.2).looks
+
+    assert looks[0][0] == pytest.approx(SCOUT * 0.2, rel=JITTER)
 
 
 def test_a_job_that_is_not_alone_any_more_has_no_early_look() -> None:
@@ -467,7 +489,7 @@ def test_no_course_of_events_loses_or_doubles_a_job(events: list[tuple[str, int,
 def test_looks_never_exceed_what_pending_and_finished_jobs_call_for(
     batches: list[tuple[float, int, float]], kind: str, seed: int
 ) -> None:
-    """A pending job calls for one look in each interval, a find for BACKLOG, a lone job for a few more."""
+    """A pending job calls for one look in each interval, its end for one, a lone job for a few more."""
     service, rng = Service(seed), random.Random(seed)
     for gap, count, lasts in batches:
         service.submit(
@@ -481,9 +503,7 @@ def test_looks_never_exceed_what_pending_and_finished_jobs_call_for(
     service.run(service.now + 600)
 
     assert len(service.delays) == len(service.ends)
-    assert len(service.looks) <= PACE * service.earned + (1 + BACKLOG) * len(service.delays) + 4 * len(
-        batches
-    )
+    assert len(service.looks) <= PACE * service.earned + len(service.delays) + 4 * len(batches)
 
 
 def test_an_order_that_comes_and_goes_costs_no_more_than_a_fixed_interval() -> None:
@@ -506,8 +526,48 @@ def test_jobs_that_end_before_anybody_looks_are_found_like_a_backlog(jobs: int) 
     service = waiting(*[1.0] * jobs, until=P)
 
     assert len(service.delays) == jobs
-    assert statistics.fmean(service.delays) < P / 4
+    assert statistics.fmean(service.delays) < P / 2
     assert len(service.looks) < 1.1 * jobs
+
+
+@pytest.mark.parametrize("jobs", [10, 100])
+@pytest.mark.parametrize("takes", [10.0, 20.0])
+def test_jobs_shorter_than_poke_interval_cost_one_look_each(jobs: int, takes: float) -> None:
+    """They end together before most first looks; one job among them is looked at early, and that is all."""
+    service = waiting(*[takes] * jobs, until=2 * P)
+
+    assert len(service.delays) == jobs
+    assert len(service.looks) <= jobs + 1
+    assert statistics.fmean(service.delays) < (P - takes) / 2
+
+
+def test_short_jobs_that_follow_each_other_cost_no_more_than_a_look_each() -> None:
+    """A hundred jobs of 20 s over ten minutes: a fixed interval spends one look on each and is later."""
+    looks = jobs = 0
+    delays: list[float] = []
+    for seed in range(10):
+        rng, service = random.Random(seed), Service(seed)
+        for at in sorted(rng.uniform(0, 600) for _ in range(100)):
+            service.run(at)
+            service.submit(20.0)
+        service.run(700)
+        looks, jobs = looks + len(service.looks), jobs + 100
+        delays += service.delays
+
+    assert len(delays) == jobs
+    assert looks <= 1.1 * jobs
+    assert statistics.fmean(delays) <= P - 20
+
+
+def test_what_was_learned_of_short_jobs_does_not_hide_shorter_ones() -> None:
+    """A hundred jobs in order after an hour, then a hundred that begin to end at once: found as soon."""
+    service = waiting(*[3600.0 + 5 * index for index in range(100)], until=4200)
+    found = len(service.delays)
+    service.submit(*[5.0 * index for index in range(1, 101)])
+    service.run(4200 + 700)
+
+    assert (found, len(service.delays)) == (100, 200)
+    assert statistics.fmean(service.delays[100:]) <= P / 2
 
 
 @pytest.mark.parametrize("jobs", [2, 3, 10])
@@ -558,4 +618,4 @@ def test_ten_thousand_jobs_are_light() -> None:
     tracemalloc.stop()
 
     assert size / len(keys) < 500
-    assert schedule.due(1, 10) != []
+    assert schedule.due(P, 10) != []
