@@ -67,7 +67,7 @@ Each ``poke_interval`` has its own line, which remembers what it learned when it
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import chain, count
 from math import inf, sqrt
 from operator import attrgetter
@@ -90,6 +90,7 @@ YOUNGER = (
 BACKLOG = 2  # looks that a find calls for at once, if the one before it was a find as well; else it is one
 SLACK = 2.0  # the patrol's shortest step is step / SLACK; beside a sweep its longest is step * SLACK
 STALL = 0.25  # seconds of steps that are made up for when due() was called late
+CLUTTER = 1.25  # entries of the patrol's queue for each job of the line, at most
 GRAIN = 1e-6  # seconds that make no difference, or rounding could put off a look for ever
 JITTER = 0.1  # of an interval, either way
 LONE_FIRST = 1.0  # seconds until the first look at a lone job
@@ -226,6 +227,21 @@ class _Patrol(_Beat):
             else:
                 return job
         return None
+
+    def tidy(self) -> None:
+        """Let go of jobs that left, once they are many: far back in the queue their turn may never come."""
+        if len(self.queue) <= CLUTTER * len(self.line.jobs) + 64:
+            return
+        kept = []
+        for entry in self.queue:
+            job = entry[2]
+            if job.line is not self.line:
+                continue
+            job.queued = job.idle
+            if job.queued:
+                kept.append(entry)
+        heapify(kept)
+        self.queue = kept
 
     def planned(self) -> float:
         if (job := self.oldest()) is None:
@@ -437,6 +453,7 @@ class Schedule:
     def _leave(self, job: _Job, now: float) -> None:
         line = job.line
         del line.jobs[line.index(job.number)]
+        line.patrol.tidy()
         if line.jobs:
             line.plan(now)
         else:

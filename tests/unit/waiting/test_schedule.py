@@ -619,3 +619,22 @@ def test_ten_thousand_jobs_are_light() -> None:
 
     assert size / len(keys) < 500
     assert schedule.due(P, 10) != []
+
+
+def test_jobs_that_have_ended_leave_nothing_behind() -> None:
+    """Ten thousand jobs come and end in order, five hundred at a time."""
+    schedule, now = Schedule(random.Random(0)), 0.0
+    keys = deque(str(index) for index in range(10_500))
+    there: deque[str] = deque()
+    tracemalloc.start()
+    while keys:
+        there.append(keys.popleft())
+        schedule.add(there[-1], now=now, poke_interval=P)
+        if len(there) > 500:
+            schedule.saw(there.popleft(), done=True, now=now)
+        now += 0.01
+        schedule.next_at(now)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert size < 500 * 700
