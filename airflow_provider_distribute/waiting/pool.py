@@ -63,8 +63,8 @@ PROGRESS_EVERY = 600.0
 AT_ONCE = 8
 #: Jobs that join or leave before others have theirs; each of a large pool's takes some 40 microseconds.
 SLICE = 50
-#: Jobs of one waiter that are watched at once, oldest first; each takes a third of a KiB of memory.
-MOST_WATCHED = 60_000
+#: Jobs of one waiter that are watched at once, oldest first; each takes half a KiB of memory.
+MOST_WATCHED = 40_000
 #: The word for a job that no look has been answered for.
 NOT_SEEN = "not seen yet"
 #: The word for a job that the service does not know, or not yet.
