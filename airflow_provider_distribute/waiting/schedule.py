@@ -84,9 +84,7 @@ MEMORY = 200  # finds
 EVEN = 1.0  # finds taken as given, spread evenly over the line
 OPTIMISM = 0.02  # finds at the head of a silent line taken as given, for each job at most
 SILENCE = 8  # poke_intervals of silence for each such find
-YOUNGER = (
-    0.95  # a job is too young for a look that a find calls for below this share of the youngest ever found
-)
+YOUNGER = 0.95  # of the youngest age ever found: below it a job gets no look that a find calls for
 BACKLOG = 2  # looks that a find calls for at once, if the one before it was a find as well; else it is one
 SLACK = 2.0  # the patrol's shortest step is step / SLACK; beside a sweep its longest is step * SLACK
 STALL = 0.25  # seconds of steps that are made up for when due() was called late
