@@ -47,7 +47,9 @@ async def metered_pool(settings: Settings) -> AsyncIterator[Pool]:
     finally:
         _users[pool] -= 1
         if not _users[pool]:
-            _reporters.pop(pool).cancel()
+            reporter = _reporters.pop(pool)
+            reporter.cancel()
+            await asyncio.wait((reporter,))
             await _report(pool)
 
 
@@ -59,7 +61,12 @@ async def _report_regularly(pool: Pool) -> None:
 
 async def _report(pool: Pool) -> None:
     # From a thread: what counts may be another machine.
-    await asyncio.to_thread(_count, pool.settings.service, pool.take_looks())
+    counting = asyncio.create_task(asyncio.to_thread(_count, pool.settings.service, pool.take_looks()))
+    try:
+        await asyncio.shield(counting)
+    except asyncio.CancelledError:
+        await counting
+        raise
 
 
 def _count(service: str, looks: Looks) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,8 @@ from airflow_provider_distribute.testing import InferenceEmulator
 from airflow_provider_distribute.triggers import connection as trigger_connection
 from airflow_provider_distribute.triggers.bulk import BulkOutcome
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
+from airflow_provider_distribute.triggers.metrics import metered_pool
+from airflow_provider_distribute.waiting.pool import Looks
 from tests.airflow.supervisor import deserialize, first_event, serialize
 from tests.airflow.wire import KEY
 
@@ -335,6 +338,30 @@ class TestMetrics:
 
         before = len(wire.looks)
         wire.clock.run(main())
+
+    def test_a_report_under_way_when_the_last_wait_ends_is_not_lost(
+        self, service: str, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Airflow's metrics may be slow: whoever leaves last waits for what they are being told."""
+        begun, told = asyncio.Event(), threading.Event()
+
+        async def main() -> None:
+            def slow(stat: str, count: int = 1, *, tags: dict[str, str]) -> None:
+                loop.call_soon_threadsafe(begun.set)
+                told.wait(10)
+                incr(stat, count, tags=tags)
+
+            loop, incr = asyncio.get_running_loop(), metrics.incr
+            monkeypatch.setattr("airflow_provider_distribute.triggers.metrics._EVERY", 0.0)
+            monkeypatch.setattr("airflow_provider_distribute.triggers.metrics.Stats.incr", slow)
+            async with metered_pool(SERVICES[service].settings.parse("c", {"api_key": KEY})) as pool:
+                monkeypatch.setattr(pool, "take_looks", [Looks(sent=2)].pop)
+                await begun.wait()
+                monkeypatch.setattr(pool, "take_looks", Looks)
+                loop.call_later(0.05, told.set)
+
+        asyncio.run(main())
+        assert metrics.counts == {"distribute.pool.looked": 2}
 
 
 def test_nothing_secret_crosses(service: str, wire: Wire, job_ids: list[str], log: Log) -> None:
