@@ -359,9 +359,9 @@ class TestMetrics:
                 await begun.wait()
                 monkeypatch.setattr(pool, "take_looks", Looks)
                 loop.call_later(0.05, told.set)
+            assert metrics.counts == {"distribute.pool.looked": 2}
 
         asyncio.run(main())
-        assert metrics.counts == {"distribute.pool.looked": 2}
 
 
 def test_nothing_secret_crosses(service: str, wire: Wire, job_ids: list[str], log: Log) -> None:
