@@ -230,16 +230,11 @@ class _Patrol(_Beat):
         """Let go of jobs that left, once they are many: far back in the queue their turn may never come."""
         if len(self.queue) <= CLUTTER * len(self.line.jobs) + 64:
             return
-        kept = []
-        for entry in self.queue:
-            job = entry[2]
-            if job.line is not self.line:
-                continue
+        ours = [entry for entry in self.queue if entry[2].line is self.line]
+        for _, _, job in ours:
             job.queued = job.idle
-            if job.queued:
-                kept.append(entry)
-        heapify(kept)
-        self.queue = kept
+        self.queue = [entry for entry in ours if entry[2].queued]
+        heapify(self.queue)
 
     def planned(self) -> float:
         if (job := self.oldest()) is None:

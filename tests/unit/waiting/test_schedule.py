@@ -369,6 +369,17 @@ def test_a_job_that_gets_a_shorter_interval_leaves_the_others_theirs() -> None:
     assert looks.total() <= 19 * 1000 / 100 * 1.1
 
 
+def test_many_jobs_that_get_a_shorter_interval_are_looked_at_by_it() -> None:
+    """All of two hundred, one after another; an interval of 100 s would give each a look or two."""
+    service = Service()
+    for key in service.submit(*[NEVER] * 200, poke_interval=100):
+        service.schedule.add(key, now=0, poke_interval=10)
+    looks = Counter(key for _, key in service.run(100).looks)
+
+    assert len(looks) == 200
+    assert min(looks.values()) >= 5
+
+
 def test_a_job_whose_interval_shrinks_in_flight_is_not_sent_twice(schedule: Schedule) -> None:
     """The look that is under way counts for the new interval as well, and no other waits for it."""
     lone(schedule)
