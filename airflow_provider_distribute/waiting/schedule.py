@@ -50,11 +50,12 @@ are found together. No such look goes to a job that is younger than any that was
 
 **First looks** come at an age of 0.7 to 1.3 P (``FIRST``), so a job that takes less costs hardly more than
 the one look of the timer. The first job of an empty line is looked at earlier (``SCOUT``): if all end soon,
-its find leads to the others, long before the timer's first look. It tells nothing of the order.
+its find leads to the others, long before the timer's first look. It tells nothing of the order. Second looks
+are evened out.
 
 **A lone job** is looked at after about 1 s, and then each time after one to eight times its age, up to P. The
-steps are drawn anew, so that whatever a job takes, it is found within P / 2 on average. At 30 s that is three
-looks more than the timer's, however long the job takes.
+steps are drawn anew, so that a job that takes less than P is found within P / 2 on average, whatever it
+takes. At 30 s that is three looks more than the timer's, however long the job takes.
 
 **The corner.** A job costs one look at least, and the timer spends no more on a job that takes P or less.
 Whoever knows nothing of the job cannot do that and find it within P / 2 on average: of jobs that end at any
@@ -76,7 +77,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-PACE = 1.025  # laps of the patrol, for each of the fixed interval; pays for latency, jitter and wrong beliefs
+PACE = 1.02  # laps of the patrol, for each of the fixed interval; pays for latency, jitter and wrong beliefs
 FIRST = 0.7, 1.3  # laps until the first look at a new job, at least and at most
 SCOUT = 0.4  # laps until the first look at a job that found its line empty
 SAVING = 0.75  # the share of the looks that a sweep must not exceed to be worth its risk
@@ -103,7 +104,7 @@ class _Job:
 
     __slots__ = (
         *("key", "number", "line", "added", "looked", "at"),
-        *("flying", "hinted", "queued", "lone", "asked_by", "place"),
+        *("flying", "hinted", "queued", "lone", "fresh", "asked_by", "place"),
     )
 
     def __init__(self, key: str, number: int, line: _Line, now: float) -> None:
@@ -115,6 +116,12 @@ class _Job:
         self.flying = self.hinted = self.queued = self.lone = False
         self.asked_by: _Beat | None = None
         self.place = 0
+        self.fresh = True
+
+    @property
+    def phase(self) -> float:
+        """A share of a lap; those of jobs that come one after another are spread evenly."""
+        return self.number * _GOLDEN % 1
 
     @property
     def idle(self) -> bool:
@@ -193,9 +200,14 @@ class _Sweep(_Beat):
         for index in chain(range(start, end), range(start)):
             job = jobs[index]
             if job.idle:
-                self.cursor = job.number
                 return job
         return None
+
+    def tick(self, now: float) -> _Job | None:
+        job = super().tick(now)
+        if job:
+            self.cursor = job.number
+        return job
 
 
 class _Patrol(_Beat):
@@ -430,7 +442,7 @@ class Schedule:
     def _join(self, job: _Job, now: float) -> None:
         line = job.line
         earliest, latest = FIRST
-        laps = earliest + (latest - earliest) * (job.number * _GOLDEN % 1)
+        laps = earliest + (latest - earliest) * job.phase
         if not line.jobs:
             line.sweep.rest(now)
             line.patrol.rest(now)
@@ -457,6 +469,11 @@ class Schedule:
     def _send(self, job: _Job, now: float) -> None:
         job.flying, job.hinted = True, False
         job.looked = now + job.line.patrol.lap * (self._jitter() - 1)
+        if job.fresh:
+            # First looks are close together: the second ones come as evenly as there is time for.
+            earliest, latest = FIRST
+            job.looked += job.line.patrol.lap * (1 - latest + earliest) * (job.phase - 0.5)
+        job.fresh = False
         job.place = job.line.place(job)
 
     def _land(self, job: _Job) -> _Beat | None:

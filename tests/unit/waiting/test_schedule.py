@@ -180,6 +180,16 @@ def test_looks_are_spread_out_when_a_thousand_jobs_come_at_once() -> None:
     assert max(Counter(int(at) for at, _ in looks).values()) <= 3 * 1000 / P
 
 
+def test_looks_are_even_after_the_first_ones() -> None:
+    """A hundred jobs that came at once: from then on, no five seconds are far from their share."""
+    looks = waiting(*[NEVER] * 100, until=4 * P).looks
+    counts = Counter(int(at / 5) for at, _ in looks)
+    later = [counts[index] for index in range(9, 24)]
+
+    assert min(later) >= 0.5 * 100 * 5 / P
+    assert max(later) <= 1.5 * 100 * 5 / P
+
+
 def test_every_job_has_its_turn() -> None:
     """No job among a hundred is passed over for three poke_intervals while nothing is known of the order."""
     looks = waiting(*[NEVER] * 100, until=4 * P).looks
