@@ -226,6 +226,8 @@ def _json_in(content: str | None) -> str:
 
 def _writable(value: Any) -> Any:
     plain = storable(value, DEEPEST)
+    if isinstance(plain, str):
+        return plain
     try:
         text = to_json(plain)
         if _LONG_INTEGER.search(text):
