@@ -143,6 +143,11 @@ class ServiceError(InferenceError):
 class AccessDenied(ServiceError):
     """The key, the balance or the permission does not allow it; a person has to act."""
 
+    @property
+    def key_rejected(self) -> bool:
+        """Whether the key itself is wrong, and so whatever is asked with it is denied."""
+        return self.status == 401
+
 
 class RequestRefused(ServiceError):
     """The service will not have this request, whenever it is sent."""

@@ -275,11 +275,6 @@ class Pool:
         looks, self._looks = self._looks, Looks()
         return looks
 
-    def hint(self, job_id: str) -> None:
-        """Look at a job soon: somebody says that it has ended."""
-        self._schedule.hint(job_id, now=time.monotonic())
-        self._stirred.set()
-
     def _join(
         self, waiter: _Waiter, job_ids: tuple[str, ...], poke_interval: float, *, look_now: bool
     ) -> None:
@@ -317,7 +312,7 @@ class Pool:
                 await asyncio.sleep(0)
 
     def _forget(self, job_id: str) -> None:
-        self._schedule.discard(job_id)
+        self._schedule.discard(job_id, now=time.monotonic())
         self._waiters.pop(job_id, None)
         self._unfound_since.pop(job_id, None)
         self._failures.pop(job_id, None)
@@ -472,10 +467,10 @@ class Pool:
 
     def _denied(self, job_id: str, error: AccessDenied) -> None:
         """End all waits on a key that is wrong; 402 and 403 may be about one job, of another account."""
-        if error.status == 401:
+        if error.key_rejected:
             self._break(error)
             return
-        self._schedule.discard(job_id)
+        self._schedule.discard(job_id, now=time.monotonic())
         for waiter in self._waiters.get(job_id, ()):
             waiter.broken(error)
 

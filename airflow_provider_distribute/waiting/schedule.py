@@ -40,9 +40,10 @@ they send 36 / 30 = 1.2 looks a second instead of the timer's 100 / 30 = 3.3.
 The line counts at which places finished jobs were found, by powers of two, and takes the W with the smallest
 c; when that would not save enough (``SAVING``) there is no sweep, and the patrol is the fixed interval. Half
 of the finds in the outer half of W count as beyond it: such a job may have ended while it was still farther
-back. A find of the patrol beyond W halves all counts, so an order that breaks is soon unlearned. Until the
-first find, a line leans towards order the more the longer it is silent: if that is wrong, the first one or
-two finds come late by as many P as finds were taken as given, hence ``OPTIMISM`` for each job.
+back. A find of the patrol beyond W halves all counts, so an order that breaks is soon unlearned. Until a job
+has been found, the plan assumes order, and the more so the longer nothing is found: one find at the head is
+taken as given per ``SILENCE`` intervals, at most ``OPTIMISM`` per job. If that is wrong, the first finds come
+about one P late per find taken as given.
 
 A find calls for another look at once, a second one in a row for ``BACKLOG`` more, and a pending job ends the
 run, so a backlog is cleared at a pace that doubles with every answer. Jobs that are over before anybody looks
@@ -71,7 +72,7 @@ from bisect import bisect_left, insort
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import chain, count
 from math import inf, sqrt
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -127,36 +128,35 @@ class _Job:
     def idle(self) -> bool:
         return not self.flying and self.at == inf
 
-    def when(self) -> float:
-        return self.at
-
 
 class _Beat:
     """What both beats share: ``size`` jobs have a turn in ``lap`` seconds; ``free`` turns come at once."""
 
-    __slots__ = ("at", "flying", "free", "lap", "last", "line", "run", "size")
+    __slots__ = ("flying", "free", "lap", "last", "line", "run", "size")
 
     def __init__(self, line: _Line, now: float) -> None:
         self.line: _Line = line
         self.last = now
-        self.at = self.lap = inf
+        self.lap = inf
         self.size = self.flying = self.run = self.free = 0
 
     def when(self) -> float:
+        """When the next turn comes; ``inf`` if there is nobody to look at."""
         planned = self.planned()
         if planned == inf:
             return inf
         return self.last if self.free else planned
 
     def planned(self) -> float:
-        """When the next turn comes; ``inf`` if there is nobody to look at."""
+        """When the next turn comes that is not free; ``inf`` if there is nobody to look at."""
         raise NotImplementedError
 
     def pick(self) -> _Job | None:
         """Whose turn it is."""
         raise NotImplementedError
 
-    def tick(self, now: float) -> _Job | None:
+    def tick(self, at: float, now: float) -> _Job | None:
+        """Take the turn that came at ``at``; return who is looked at."""
         job = self.pick()
         if job is None:
             self.free, self.last = 0, now + self.lap
@@ -167,7 +167,7 @@ class _Beat:
         if self.free:
             self.free -= 1
         else:
-            self.last = max(self.at, now - STALL)
+            self.last = max(at, now - STALL)
         job.asked_by = self
         self.flying += 1
         return job
@@ -182,7 +182,12 @@ class _Beat:
 
 
 class _Sweep(_Beat):
-    """Goes round the head of the line. Its looks in flight count as finds: backlogs go many at a time."""
+    """
+    Goes round the head of the line.
+
+    Jobs whose look is in flight are taken to have ended, so the next turn goes to the job behind them. That
+    clears a backlog several jobs at a time.
+    """
 
     __slots__ = ("cursor",)
 
@@ -203,8 +208,8 @@ class _Sweep(_Beat):
                 return job
         return None
 
-    def tick(self, now: float) -> _Job | None:
-        job = super().tick(now)
+    def tick(self, at: float, now: float) -> _Job | None:
+        job = super().tick(at, now)
         if job:
             self.cursor = job.number
         return job
@@ -262,7 +267,16 @@ class _Patrol(_Beat):
 class _Line:
     """The pending jobs of one ``poke_interval`` in order of submission, and what was learned."""
 
-    __slots__ = ("found", "jobs", "patrol", "planned", "poke_interval", "started", "sweep", "youngest")
+    __slots__ = (
+        "found",
+        "jobs",
+        "patrol",
+        "planned_for",
+        "poke_interval",
+        "silent_since",
+        "sweep",
+        "youngest",
+    )
 
     def __init__(self, poke_interval: float, now: float) -> None:
         self.poke_interval = poke_interval
@@ -271,14 +285,20 @@ class _Line:
         self.patrol = _Patrol(self, now)
         self.found = [0.0] * 32  # finds at the places 0, 1-2, 3-6, 7-14, ...
         self.youngest = inf  # seconds from a job's submission until it was found, at least
-        self.planned = 0
-        self.started = now
+        self.planned_for = 0  # jobs
+        self.silent_since = now
+
+    def rest(self, now: float) -> None:
+        """The line was empty until now."""
+        self.silent_since = now
+        self.sweep.rest(now)
+        self.patrol.rest(now)
 
     def index(self, number: int) -> int:
         return bisect_left(self.jobs, number, key=_number)
 
     def place(self, job: _Job) -> int:
-        """How many are before a job that is looked at, not counting what the sweep takes for finds."""
+        """A job's place in the line, from 0, less the jobs whose look by the sweep is in flight."""
         finds = self.sweep.flying - 1 if job.asked_by is self.sweep else 0
         return max(0, self.index(job.number) - finds)
 
@@ -293,9 +313,9 @@ class _Line:
         self.found[(job.place + 1).bit_length() - 1] += 1
 
     def plan(self, now: float) -> None:
-        n = self.planned = len(self.jobs)
+        n = self.planned_for = len(self.jobs)
         finds_known = sum(self.found)
-        silence = 0.0 if finds_known else (now - self.started) / self.poke_interval
+        silence = 0.0 if finds_known else (now - self.silent_since) / self.poke_interval
         within = min(silence / SILENCE, OPTIMISM * n)
         total = within + EVEN + finds_known
         best, head, share = sqrt(SAVING * n), 0, 0.0
@@ -314,10 +334,10 @@ class _Line:
 
 class Schedule:
     """
-    The looks at all pending jobs that share a connection. Times are seconds of any one clock.
+    The looks at all pending jobs that share a connection.
 
-    A clock that jumps back is taken to have stood still. Every method but :meth:`add` ignores a key that
-    nobody waits for.
+    Times are seconds of one clock that never goes back. Every method but :meth:`add`
+    ignores a key that nobody waits for.
 
     :param rng: Source of the jitter. The same seed and the same calls give the same looks.
     """
@@ -326,11 +346,10 @@ class Schedule:
         self._rng = rng
         self._jobs: dict[str, _Job] = {}
         self._lines: dict[float, _Line] = {}
-        self._queue: list[tuple[float, int, _Job | _Beat]] = []
+        self._beats: list[_Beat] = []
+        self._promises: list[tuple[float, int, _Job]] = []
         self._ties = count()
         self._numbers = count()
-        self._latest = -inf
-        self._skew = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -344,7 +363,6 @@ class Schedule:
         """
         if not 0 < poke_interval < inf:
             raise ValueError(f"poke_interval must be a positive number of seconds, not {poke_interval!r}.")
-        now = self._time(now)
         job = self._jobs.get(key)
         if job is None:
             job = self._jobs[key] = _Job(key, next(self._numbers), self._line(poke_interval, now), now)
@@ -357,32 +375,30 @@ class Schedule:
             job.line = self._line(poke_interval, now)
             self._join(job, now)
 
-    def discard(self, key: str) -> None:
+    def discard(self, key: str, *, now: float) -> None:
         """Wait no longer for a job. An answer still on its way is ignored."""
         if job := self._jobs.pop(key, None):
             self._land(job)
             job.at, job.lone = -inf, False
-            self._leave(job, self._latest)
+            self._leave(job, now)
 
     def due(self, now: float, limit: int) -> list[str]:
         """Keys to look at now, at most ``limit``; in flight until :meth:`saw` or :meth:`failed` is told."""
-        now = self._time(now)
         keys: list[str] = []
-        while len(keys) < limit and self._next() <= now + GRAIN:
-            thing = heappop(self._queue)[2]
-            job = thing.tick(now) if isinstance(thing, _Beat) else self._keep(thing)
-            thing.at = inf
+        while len(keys) < limit:
+            promised, (turn, beat) = self._promised(), self._turn()
+            if min(promised, turn) > now + GRAIN:
+                break
+            job = self._keep() if beat is None or promised <= turn else beat.tick(turn, now)
             if job:
                 self._send(job, now)
                 keys.append(job.key)
-            if isinstance(thing, _Beat) and not any(thing.line.found):
-                thing.line.plan(now)
-            self._retime(thing.line)
+            if beat and turn < promised and not any(beat.line.found):
+                beat.line.plan(now)
         return keys
 
     def saw(self, key: str, *, done: bool, now: float) -> None:
         """A look was answered. ``done`` ends the wait."""
-        now = self._time(now)
         job = self._jobs.get(key)
         if job is None or not (done or job.flying):
             return
@@ -390,7 +406,7 @@ class Schedule:
             beat.saw(done)
         if done:
             job.line.learn(job, now)
-            self.discard(key)
+            self.discard(key, now=now)
         elif job.hinted:
             self._promise(job, now)
         elif job.lone and (age := now - job.added) < job.line.poke_interval:
@@ -398,7 +414,6 @@ class Schedule:
             self._promise(job, now + self._rng.uniform(age, longest))
         else:
             self._release(job)
-        self._retime(job.line)
 
     def failed(self, key: str, *, now: float, retry_in: float) -> None:
         """
@@ -406,7 +421,6 @@ class Schedule:
 
         :param retry_in: Seconds until the job is looked at again, and not before unless by a hint.
         """
-        now = self._time(now)
         if job := self._jobs.get(key):
             self._land(job)
             job.lone = False
@@ -414,7 +428,6 @@ class Schedule:
 
     def hint(self, key: str, *, now: float) -> None:
         """Somebody says that a job may be done: look at once, and again if a look is in flight."""
-        now = self._time(now)
         if job := self._jobs.get(key):
             job.lone, job.hinted = False, job.flying
             if not job.flying:
@@ -422,21 +435,16 @@ class Schedule:
 
     def next_at(self, now: float) -> float | None:
         """When :meth:`due` has a key next, seldom earlier, never later. None: not until told something."""
-        self._time(now)
-        at = self._next()
-        return None if at == inf else max(now, at - self._skew)
-
-    def _time(self, now: float) -> float:
-        self._skew = max(self._skew, self._latest - now)
-        self._latest = now + self._skew
-        return self._latest
+        at = min(self._promised(), self._turn()[0])
+        return None if at == inf else max(now, at)
 
     def _jitter(self) -> float:
         return self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def _line(self, poke_interval: float, now: float) -> _Line:
         if poke_interval not in self._lines:
-            self._lines[poke_interval] = _Line(poke_interval, now)
+            line = self._lines[poke_interval] = _Line(poke_interval, now)
+            self._beats += line.sweep, line.patrol
         return self._lines[poke_interval]
 
     def _join(self, job: _Job, now: float) -> None:
@@ -444,16 +452,14 @@ class Schedule:
         earliest, latest = FIRST
         laps = earliest + (latest - earliest) * job.phase
         if not line.jobs:
-            line.sweep.rest(now)
-            line.patrol.rest(now)
+            line.rest(now)
             laps = SCOUT
         insort(line.jobs, job, key=_number)
-        if len(line.jobs) > line.planned * 1.05:
+        if len(line.jobs) > line.planned_for * 1.05:
             line.plan(now)
         job.looked = now + line.patrol.lap * (laps - 1)
         job.queued = False
         line.patrol.enqueue(job)
-        self._retime(line)
 
     def _leave(self, job: _Job, now: float) -> None:
         line = job.line
@@ -463,8 +469,7 @@ class Schedule:
             line.plan(now)
         else:
             line.sweep.size = 0
-            line.planned = 0
-        self._retime(line)
+            line.planned_for = 0
 
     def _send(self, job: _Job, now: float) -> None:
         job.flying, job.hinted = True, False
@@ -485,10 +490,12 @@ class Schedule:
 
     def _promise(self, job: _Job, at: float) -> None:
         job.at = at
-        self._push(job)
+        heappush(self._promises, (at, next(self._ties), job))
 
-    def _keep(self, job: _Job) -> _Job | None:
-        """Keep the promise of a look, unless it was given to a lone job that is not alone any more."""
+    def _keep(self) -> _Job | None:
+        """Keep the first promise, unless it was given to a lone job that is not alone any more."""
+        job = heappop(self._promises)[2]
+        job.at = inf
         if job.lone and len(self._jobs) > 1:
             self._release(job)
             return None
@@ -500,24 +507,12 @@ class Schedule:
         job.lone, job.at = False, inf
         job.line.patrol.enqueue(job)
 
-    def _retime(self, line: _Line) -> None:
-        for beat in (line.sweep, line.patrol):
-            if (at := beat.when()) < beat.at:
-                beat.at = at
-                self._push(beat)
+    def _promised(self) -> float:
+        """When the first promise is due; lets go of those that were overtaken."""
+        while self._promises and self._promises[0][0] != self._promises[0][2].at:
+            heappop(self._promises)
+        return self._promises[0][0] if self._promises else inf
 
-    def _push(self, thing: _Job | _Beat) -> None:
-        heappush(self._queue, (thing.at, next(self._ties), thing))
-
-    def _next(self) -> float:
-        """When the first of the queue is due; drops what was overtaken, moves back beats that slowed down."""
-        while self._queue:
-            at, _, thing = self._queue[0]
-            if at == thing.at and thing.when() <= at:
-                return at
-            heappop(self._queue)
-            if at == thing.at:
-                thing.at = thing.when()
-                if thing.at < inf:
-                    self._push(thing)
-        return inf
+    def _turn(self) -> tuple[float, _Beat | None]:
+        """When the next beat has a turn, and which. There are two for each poke_interval."""
+        return min(((beat.when(), beat) for beat in self._beats), key=itemgetter(0), default=(inf, None))

@@ -600,20 +600,6 @@ class TestPace:
 
         scene.play(act())
 
-    def test_a_hint(self, scene: Scene) -> None:
-        """A word that a job has ended has it looked at soon; a word about a stranger is nothing."""
-
-        async def act() -> None:
-            scene.ends = {"a": (1000.0, "succeeded")}
-            waiting = asyncio.create_task(scene.wait("a", poke_interval=600.0))
-            await asyncio.sleep(1001.0)
-            scene.pool.hint("stranger")
-            scene.pool.hint("a")
-            await waiting
-            assert scene.now < 1002.0
-
-        scene.play(act())
-
     def test_a_lone_job_is_looked_at_early(self, scene: Scene) -> None:
         """A short job need not wait for a whole interval."""
 
