@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -46,18 +46,29 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class _Fault(NamedTuple):
+    """One thing that pydantic found wrong: where, of which of its types, and in its words."""
+
+    where: str
+    type: str
+    words: str
+
+    def __str__(self) -> str:
+        what = "unknown field" if self.type == _UNKNOWN_FIELD else self.words.removeprefix("Value error, ")
+        return f"{self.where}: {what}" if self.where else what
+
+
+_UNKNOWN_FIELD, _MISSING = "extra_forbidden", "missing"
+
+
+def _faults_in(error: ValidationError) -> list[_Fault]:
+    details = error.errors(include_url=False, include_input=False)
+    return [_Fault(".".join(map(str, detail["loc"])), detail["type"], detail["msg"]) for detail in details]
+
+
 def problems_in(error: ValidationError) -> list[str]:
     """Return one sentence for each thing pydantic found wrong, without the input."""
-    problems = []
-    for detail in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in detail["loc"])
-        what = (
-            "unknown field"
-            if detail["type"] == "extra_forbidden"
-            else detail["msg"].removeprefix("Value error, ")
-        )
-        problems.append(f"{where}: {what}" if where else what)
-    return problems
+    return [str(fault) for fault in _faults_in(error)]
 
 
 def _absent_if_blank(value: object) -> object:
@@ -174,10 +185,10 @@ class Settings(Value):
         try:
             return cls(conn_id=conn_id, **given)
         except ValidationError as error:
-            problems = [_as_in_the_form(problem) for problem in problems_in(error)]
-            known = ", ".join(sorted(cls.extras()))
-            if any(problem.endswith("unknown field") for problem in problems):
-                problems.append(f"extra takes {known}")
+            faults = _faults_in(error)
+            problems = [_as_in_the_form(fault) for fault in faults]
+            if any(fault.type == _UNKNOWN_FIELD for fault in faults):
+                problems.append(f"extra takes {', '.join(sorted(cls.extras()))}")
             raise ConnectionInvalid(conn_id, problems) from None
 
     @classmethod
@@ -197,11 +208,10 @@ _BASE_URL = re.compile(
 _FORM_NAMES = {"api_key": "password", "base_url": "host"}
 
 
-def _as_in_the_form(problem: str) -> str:
-    field, colon, what = problem.partition(":")
-    if problem == "api_key: Field required":
-        what = " the API key is missing"
-    return f"{_FORM_NAMES.get(field, field)}{colon}{what}"
+def _as_in_the_form(fault: _Fault) -> str:
+    if (fault.where, fault.type) == ("api_key", _MISSING):
+        fault = fault._replace(words="the API key is missing")
+    return str(fault._replace(where=_FORM_NAMES.get(fault.where, fault.where)))
 
 
 def _plain(value: object) -> str:

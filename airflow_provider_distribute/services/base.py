@@ -157,16 +157,16 @@ class Service(ABC):
             problems.append("model: neither the request nor the connection names one")
         own = sorted(OWN_FIELDS & request.params.keys())
         problems += [f"params.{name}: has its own argument" for name in own]
-        params: Mapping[str, Any] = request.params
+        params = {name: value for name, value in request.params.items() if name not in own}
         if not settings.allow_undocumented_params:
-            problems += self.problems_in_messages(request.messages)
-            if documented := {name: value for name, value in params.items() if name not in own}:
-                try:
-                    params = self.params(**documented).model_dump(exclude_unset=True, exclude_none=True)
-                except ValidationError as error:
-                    problems += [f"params.{problem}" for problem in problems_in(error)]
+            in_messages, in_params = self.problems_in_messages(request.messages), []
+            try:
+                params = self.params(**params).model_dump(exclude_unset=True, exclude_none=True)
+            except ValidationError as error:
+                in_params = [f"params.{problem}" for problem in problems_in(error)]
+            problems += self._undocumented(in_messages, in_params)
         if problems:
-            raise InvalidRequest([*problems, *self.way_out(problems)])
+            raise InvalidRequest(problems)
         checked = ChatRequest.model_construct(
             messages=request.messages, model=model, params=params, metadata=self.metadata_of(request)
         )
@@ -176,9 +176,9 @@ class Service(ABC):
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest([f"it cannot be written as JSON: {error}"]) from None
         if not settings.allow_undocumented_params:
-            problems = self.problems_in_size(checked, len(written))
+            problems = self._undocumented(self.problems_in_size(checked, len(written)), [])
         if problems:
-            raise InvalidRequest([*problems, *self.way_out(problems)])
+            raise InvalidRequest(problems)
         return checked, body, written
 
     def body_of(self, request: ChatRequest) -> dict[str, Any]:
@@ -224,14 +224,16 @@ class Service(ABC):
             return job_id
         raise RequestRefused(f"{clipped(repr(job_id))} is no job id: nothing was asked", service=self.name)
 
-    def way_out(self, problems: Sequence[str]) -> list[str]:
-        """Return what may be done about problems, for the end of a message."""
-        ways = []
-        if any(problem.startswith("params.") for problem in problems):
-            ways.append(f"{self.title} documents the params {', '.join(sorted(self.params.model_fields))}")
-        if any(problem.startswith(("params.", "messages")) for problem in problems):
-            ways.append("allow_undocumented_params in the connection's extra sends anything all the same")
-        return ways
+    def _undocumented(self, in_messages: Sequence[str], in_params: Sequence[str]) -> list[str]:
+        """Return problems that only the service's documentation sees, and what may be done about them."""
+        problems = [*in_messages, *in_params]
+        if in_params:
+            problems.append(
+                f"{self.title} documents the params {', '.join(sorted(self.params.model_fields))}"
+            )
+        if problems:
+            problems.append("allow_undocumented_params in the connection's extra sends anything all the same")
+        return problems
 
     # What comes back -------------------------------------------------------------------------------
 

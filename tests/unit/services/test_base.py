@@ -689,6 +689,7 @@ class TestRequests:
                 contract.service.describe_submit(self.request(params=params), settings)
             for name in params:
                 assert f"params.{name}: has its own argument" in str(caught.value)
+            assert "allow_undocumented_params" not in str(caught.value)
 
     def test_a_checked_request_holds_what_the_author_asks(self, contract: Contract) -> None:
         """With the model, and without what is only added when it is sent, so that it can be kept for days."""
