@@ -65,8 +65,8 @@ _AIOHTTP_NEVER_CONNECTED = (
 )
 
 
-class TooLarge(httpx.ReadError):
-    """An answer is larger than we read, or takes longer than the timeout to read."""
+class Unread(httpx.ReadError):
+    """An answer is larger, or comes more slowly, than we read; says which."""
 
 
 def never_connected(error: BaseException) -> bool:
@@ -78,6 +78,8 @@ def never_connected(error: BaseException) -> bool:
 
 def _kind(error: BaseException) -> str:
     """Say what failed without the error's own text, which may quote a URL with credentials of a proxy."""
+    if isinstance(error, Unread):
+        return str(error)
     name = type(error).__name__
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
@@ -127,6 +129,19 @@ class _Wire:
             request.headers["Content-Type"] = "application/json"
         return request
 
+    def check(self, size: int, give_up: float) -> None:
+        """
+        Check an answer while it comes.
+
+        :param size: Bytes so far.
+        :param give_up: When it has to be there, by the monotonic clock.
+        :raises Unread: it is too large or too slow.
+        """
+        if size > MAX_ANSWER_BYTES:
+            raise Unread(f"the answer has more than {MAX_ANSWER_BYTES >> 20} MiB")
+        if time.monotonic() > give_up:
+            raise Unread(f"the answer was not complete after the {self.settings.timeout:g} s of timeout")
+
     def failed_submit(self, error: BaseException) -> NotAccepted | OutcomeUnknown:
         """Say what a transport's failure means for a submission."""
         if never_connected(error):
@@ -138,12 +153,19 @@ class _Wire:
         Decide when to send a request again that was not accepted.
 
         :returns: Seconds to wait.
-        :raises NotAccepted: the same one, when the deadline would pass before.
+        :raises NotAccepted: when the deadline would pass before.
         """
         asked = min(error.retry_after or 0.0, RETRY_AFTER_CAP)
         wait = max(asked, self._backoff.delay(failures, self._rng))
         if now + wait > deadline:
-            raise error
+            raise NotAccepted(
+                f"{error}. It is not sent again (attempt {failures}): that would be in {wait:.0f} s, past "
+                "the deadline for it, which resend_for sets",
+                service=error.service,
+                status=error.status,
+                retry_after=error.retry_after,
+                throttled=error.throttled,
+            )
         level = logging.WARNING if rising(failures) else logging.DEBUG
         log.log(level, "%s. Sending it again in %.0f s (failure %d in a row).", error, wait, failures)
         return wait
@@ -207,7 +229,7 @@ class Client(_Wire):
         try:
             answer = self._exchange(call)
         except _NO_ANSWER as error:
-            raise self.failed_submit(error) from error
+            raise self.failed_submit(error) from None
         try:
             job_id = self.service.read_ticket(answer)
         except NotAccepted as error:
@@ -234,7 +256,7 @@ class Client(_Wire):
         try:
             return self._exchange(self.service.describe_look(job_id, self.settings))
         except _NO_ANSWER as error:
-            raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
+            raise self.service.unavailable(f"did not answer: {_kind(error)}") from None
 
     def look_in_turn(self, job_id: str) -> Job:
         """
@@ -269,8 +291,7 @@ class Client(_Wire):
             body = bytearray()
             for chunk in answer.iter_bytes():
                 body += chunk
-                if len(body) > MAX_ANSWER_BYTES or time.monotonic() > give_up:
-                    raise TooLarge("the answer is too large or too slow", request=request)
+                self.check(len(body), give_up)
         finally:
             answer.close()
         return _whole(answer, bytes(body), request)
@@ -361,7 +382,7 @@ class AsyncClient(_Wire):
         try:
             answer = await self._exchange(call)
         except _NO_ANSWER as error:
-            raise self.failed_submit(error) from error
+            raise self.failed_submit(error) from None
         try:
             job_id = self.service.read_ticket(answer)
         except NotAccepted as error:
@@ -391,7 +412,7 @@ class AsyncClient(_Wire):
         try:
             return await self._exchange(self.service.describe_look(job_id, self.settings))
         except _NO_ANSWER as error:
-            raise self.service.unavailable(f"did not answer: {_kind(error)}") from error
+            raise self.service.unavailable(f"did not answer: {_kind(error)}") from None
 
     async def look_in_turn(self, job_id: str) -> Job:
         """
@@ -426,8 +447,7 @@ class AsyncClient(_Wire):
             body = bytearray()
             async for chunk in answer.aiter_bytes():
                 body += chunk
-                if len(body) > MAX_ANSWER_BYTES or time.monotonic() > give_up:
-                    raise TooLarge("the answer is too large or too slow", request=request)
+                self.check(len(body), give_up)
         finally:
             await answer.aclose()
         return _whole(answer, bytes(body), request)

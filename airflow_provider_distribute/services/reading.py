@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import json
 import math
 import re
@@ -240,9 +241,22 @@ def quoted(answer: httpx.Response) -> str:
 
 
 def without_key(answer: httpx.Response) -> bytes:
-    """Return an answer's body; where it repeats the key that was sent, there are stars."""
+    """Return an answer's body; where it repeats the key that was sent, however spelt, there are stars."""
     key = answer.request.headers.get("authorization", "").rpartition(" ")[2].encode()
-    return answer.content.replace(key, b"***") if len(key) >= _SHORTEST_KEY else answer.content
+    if len(key) < _SHORTEST_KEY:
+        return answer.content
+    content = answer.content.replace(key, b"***")
+    return _escaped(key).sub(b"***", content) if _ASCII_ESCAPE.search(content) else content
+
+
+#: JSON may spell any character as an escape; PHP does so for "/", .NET for "+".
+_ASCII_ESCAPE = re.compile(rb"\\(?:/|u00[2-7])")
+
+
+@functools.cache
+def _escaped(key: bytes) -> re.Pattern[bytes]:
+    spellings = (rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(bytes([byte])), byte) for byte in key)
+    return re.compile(b"".join(spellings))
 
 
 def retry_after_of(answer: httpx.Response) -> float | None:
@@ -262,9 +276,14 @@ def _seconds_until(date: str, sent: str | None) -> float | None:
     try:
         until = email.utils.parsedate_to_datetime(date)
         since = email.utils.parsedate_to_datetime(sent) if sent else datetime.now(UTC)
-        return max(0.0, (until - since).total_seconds())
+        return max(0.0, (_in_utc(until) - _in_utc(since)).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _in_utc(date: datetime) -> datetime:
+    """One of HTTP's three forms of a date names no zone; all are in UTC."""
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def reset_of(answer: httpx.Response) -> float | None:

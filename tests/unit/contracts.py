@@ -25,7 +25,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text())
     for path in sorted((Path(__file__).parents[1] / "samples").glob("*.json"))
 }
-KEY = "sk-planted-9f8e7d6c5b4a"
+KEY = "sk-planted/9f8e+7d6c-5b4a"
 
 
 def sample(name: str) -> dict[str, Any]:

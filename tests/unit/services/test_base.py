@@ -437,7 +437,7 @@ class TestRetryAfter:
             ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
             ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
             ("Wednesday, 21-Oct-26 07:28:30 GMT", 30.0),
-            ("Wed Oct 21 07:28:30 2026", None),
+            ("Wed Oct 21 07:28:30 2026", 30.0),
             ("soon", None),
             ("", None),
             ("nan", None),
