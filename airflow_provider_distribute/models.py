@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -138,9 +139,9 @@ class Settings(Value):
     api_key: SecretStr
     base_url: str
     model: Annotated[str | None, Blankable] = None
-    timeout: float = Field(default=60.0, gt=0)
-    connect_timeout: float = Field(default=10.0, gt=0)
-    requests_per_second: Annotated[float | None, Blankable] = Field(default=None, gt=0)
+    timeout: float = Field(default=60.0, gt=0, le=HOUR)
+    connect_timeout: float = Field(default=10.0, gt=0, le=HOUR)
+    requests_per_second: Annotated[float | None, Blankable] = Field(default=None, gt=0, le=10_000)
     max_connections: int = Field(default=32, ge=1, le=1000)
     dashboard_url: str
     allow_undocumented_params: bool = False
@@ -172,6 +173,11 @@ class Settings(Value):
         printable = value.isascii() and value.isprintable() and " " not in value
         if match is None or not printable or not 0 < int(match["port"] or 1) < 65536:
             raise ValueError("must be scheme, host, port and path, and nothing else")
+        try:
+            # Reading the host decodes it, which finds more than parsing does.
+            _ = httpx.URL(value).host
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"is not a URL that can be called ({error})") from None
         return value
 
     @classmethod

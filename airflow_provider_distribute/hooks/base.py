@@ -9,7 +9,9 @@ import contextlib
 import json
 import time
 from functools import cached_property
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, ClassVar, overload
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -56,7 +58,10 @@ def settings_from(connection: Connection) -> Settings:
     fields = {name if name in extras else f"extra.{name}": it for name, it in extra.items()}
     fields["api_key"] = connection.password
     if connection.host:
-        fields["base_url"] = _base_url_of(connection)
+        try:
+            fields["base_url"] = _base_url_of(connection)
+        except ValueError as error:
+            problems = [*problems, str(error)]
     try:
         settings = service.settings.parse(conn_id, fields)
     except ConnectionInvalid as error:
@@ -75,11 +80,24 @@ def _extra_of(connection: Connection) -> dict[str, Any] | None:
 
 
 def _base_url_of(connection: Connection) -> str:
-    host = str(connection.host)
-    if "://" in host:
-        return host
-    port = f":{connection.port}" if connection.port else ""
-    return f"{connection.schema or 'https'}://{host}{port}"
+    """
+    Return the URL that host, port and schema make together.
+
+    :raises ValueError: the host names another port.
+    """
+    host, port = str(connection.host).strip(), connection.port
+    with contextlib.suppress(ValueError):
+        host = f"[{IPv6Address(host)}]"
+    url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    try:
+        parts, named = urlsplit(url), urlsplit(url).port
+    except ValueError:
+        return url  # Whoever checks it says what is wrong with it.
+    if not port or port == named:
+        return url
+    if named:
+        raise ValueError(f"port: {port} is not the one that the host names, {named}")
+    return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
 
 
 async def async_settings(conn_id: str) -> Settings:

@@ -201,6 +201,7 @@ class Pool:
         self._backoff = BACKOFF
         self._outage = Outage(self._backoff, self._rng)
         self._storms = Storms()
+        self._unforeseen = 0
         self._looks = Looks()
         self._everybody: set[_Waiter] = set()
         self._waiters: dict[str, tuple[_Waiter, ...]] = {}
@@ -402,7 +403,9 @@ class Pool:
             self._unanswered(client, job_id, late)
             return
         except Exception as error:
-            log.exception("A look broke on something unforeseen.")
+            self._unforeseen += 1
+            if rising(self._unforeseen):
+                log.exception("A look broke on something unforeseen (%d times so far).", self._unforeseen)
             odd = self._service.unavailable(f"answered something unforeseen ({type(error).__name__})")
             self._unanswered(client, job_id, odd)
             return

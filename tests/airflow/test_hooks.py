@@ -74,6 +74,10 @@ def test_vendors_address_is_the_default() -> None:
         ({"host": "proxy.example"}, "https://proxy.example"),
         ({"host": "proxy.example", "port": 8443}, "https://proxy.example:8443"),
         ({"host": "127.0.0.1", "port": 8080, "schema": "http"}, "http://127.0.0.1:8080"),
+        ({"host": "http://localhost", "port": 8080}, "http://localhost:8080"),
+        ({"host": "http://localhost:8080", "port": 8080}, "http://localhost:8080"),
+        ({"host": "gateway.example/api", "port": 8443}, "https://gateway.example:8443/api"),
+        ({"host": "::1", "port": 8080, "schema": "http"}, "http://[::1]:8080"),
     ],
 )
 def test_host_is_the_base_url(
@@ -82,6 +86,22 @@ def test_host_is_the_base_url(
     """The host is a URL; a bare name means https, and port and schema complete it."""
     connections(f"{service}_default", **fields)
     assert HOOKS[service]().settings.base_url == base_url
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("https://proxy.example:9090", "port: 8080 is not the one that the host names, 9090"),
+        ("https://proxy.example:http", "host: "),
+    ],
+)
+def test_a_port_that_does_not_fit_is_refused(
+    connections: Callable[..., None], host: str, problem: str
+) -> None:
+    """Nobody is to guess which server gets the key."""
+    connections("distribute_default", host=host, port=8080)
+    with pytest.raises(ConnectionInvalid, match=problem):
+        _ = DistributeHook().settings
 
 
 def test_extras_of_a_uri_are_coerced(connections: Callable[..., None]) -> None:

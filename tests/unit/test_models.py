@@ -96,10 +96,10 @@ class TestSettings:
         """A newline at the end of a pasted key is nobody's intention."""
         assert contract.settings(api_key=" k1\n").api_key.get_secret_value() == "k1"
 
-    @pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0"])
+    @pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0", "1e9"])
     @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "requests_per_second"])
     def test_durations_and_rates_are_finite(self, contract: Contract, name: str, seconds: str) -> None:
-        """No socket can wait for an infinite time, and no rate can be infinite: leaving it out says that."""
+        """No socket can wait for ever, and no rate is beyond bounds: leaving it out says that."""
         with pytest.raises(ConnectionInvalid, match=name):
             contract.settings(**{name: seconds})
 
@@ -122,6 +122,8 @@ class TestSettings:
             "http://host/a\\b",
             "http://bücher.example",
             "http://[::1",
+            "http://10.0.0.300",
+            "http://xn--a",
         ],
     )
     def test_a_base_url_is_scheme_host_port_and_path(self, contract: Contract, url: str) -> None:

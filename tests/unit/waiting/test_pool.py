@@ -837,6 +837,8 @@ class TestTrouble:
         scene.play(act())
         assert "answered something unforeseen (RuntimeError)" in caplog.text
         assert "RuntimeError: a mistake" in caplog.text
+        assert "(4 times so far)" in caplog.text
+        assert "(3 times so far)" not in caplog.text
 
     def test_a_look_that_never_comes_back(self, scene: Scene) -> None:
         """A server that sends a header now and then keeps nobody beyond the connection's timeouts."""
