@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -49,16 +50,19 @@ def wait_until(predicate: Callable[[], T], *, timeout: float, what: str) -> T:
 
 
 def free_port(preferred: int = 0) -> int:
-    """Return a TCP port of the loopback interface that nobody listens on, ``preferred`` if that is one."""
-    with socket.socket() as probe:
-        # Without this a port whose last connections are still in TIME_WAIT looks taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", preferred))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """
+    Return a TCP port of the loopback interface that nobody listens on, ``preferred`` if that is one.
+
+    It lies below those that systems hand out by themselves, so nobody gets it before it is used.
+    """
+    candidates = random.SystemRandom().sample(range(10_000, 32_000), 100)
+    for port in [preferred, *candidates] if preferred else candidates:
+        with socket.socket() as probe, suppress(OSError):
+            # Without this a port whose last connections are still in TIME_WAIT looks taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free TCP port from 10000 to 31999 was found on the loopback interface")
 
 
 class Process:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -60,6 +61,7 @@ class Server(Line):
         self._peak = 0
         self._listener: asyncio.Server | None = None
         self._refusing: asyncio.Task[None] | None = None
+        self._kept: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -96,9 +98,11 @@ class Server(Line):
         if self._refusing is not None:
             self._refusing.cancel()
         self._stop_listening()
+        self._give_back_port()
         await self._runner.cleanup()
 
     async def _listen(self) -> None:
+        self._give_back_port()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             self._connected, self.host, self.port, ssl=self._tls, backlog=BACKLOG, reuse_address=True
@@ -109,6 +113,18 @@ class Server(Line):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    def _keep_port(self) -> None:
+        """Let nobody else have the port while nobody listens on it."""
+        if self._kept is None:
+            self._kept = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._kept.bind((self.host, self.port))
+
+    def _give_back_port(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _connected(self) -> RequestHandler:
         self._opened += 1
@@ -145,6 +161,7 @@ class Server(Line):
 
     def _refuse(self, seconds: float, spared: asyncio.BaseTransport | None) -> None:
         self._stop_listening()
+        self._keep_port()
         for transport in self._transports():
             if transport is not spared:
                 reset(transport)

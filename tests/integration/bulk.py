@@ -77,9 +77,9 @@ class BulkRun:
         owner = Owner(self.run.dag_id, self.run.run_id, self.task_id, self.map_index)
         return results_of(self.airflow) / owner.directory
 
-    def wait_until_deferred(self) -> None:
-        """Wait until everything is sent and the worker has left."""
-        self.airflow.wait_for_task(self.run, self.label, "deferred")
+    def wait_until_deferred(self, *, attempt: int = 1) -> None:
+        """Wait until an attempt has sent everything and its worker has left."""
+        self.airflow.wait_for_task(self.run, self.label, "deferred", attempt=attempt)
 
     def log(self) -> str:
         """Return what all attempts have logged."""

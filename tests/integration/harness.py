@@ -81,16 +81,23 @@ class AirflowUnderTest(Deployment):
 
         return wait_until(checked, timeout=timeout, what=what)
 
-    def wait_for_task(self, run: Run, task: str, *states: str | None, timeout: float = 180) -> str | None:
+    def wait_for_task(
+        self, run: Run, task: str, *states: str | None, attempt: int | None = None, timeout: float = 180
+    ) -> str | None:
         """
         Wait until a task (``task_id`` or ``task_id[index]``) is in one of the states, and return which.
 
+        :param attempt: the attempt that has to be in it; default any.
         :param timeout: seconds.
         """
-        found = self.wait_until(
-            lambda: [state for state in [self.task_states(run).get(task, "absent")] if state in states],
+        found: list[str | None] = self.wait_until(
+            lambda: [
+                ti["state"]
+                for ti in self.task_instances(run)
+                if label(ti) == task and ti["state"] in states and attempt in (None, ti["try_number"])
+            ],
             timeout=timeout,
-            what=f"{task} of {run.dag_id} is in {states}",
+            what=f"{task} of {run.dag_id} is in {states}" + (f", attempt {attempt}" if attempt else ""),
         )
         if found == ["deferred"]:
             self._wait_until_worker_has_left(run, task, timeout=timeout)

@@ -34,10 +34,7 @@ def worker_is_killed_while_it_sends(airflow: AirflowUnderTest, emulator: Emulato
     )
     airflow.kill_task(bulk.run, "ask", with_worker=True)
     recorded = dict(bulk.journal().tickets)
-    airflow.wait_until(
-        lambda: (airflow.task_states(bulk.run)["ask"], airflow.tries(bulk.run)["ask"]) == ("deferred", 2),
-        what="the second attempt is deferred",
-    )
+    bulk.wait_until_deferred(attempt=2)
     emulator.finish()
     assert airflow.wait_for_run(bulk.run).state == "success"
 
@@ -53,14 +50,14 @@ def worker_is_killed_while_it_sends(airflow: AirflowUnderTest, emulator: Emulato
 
 def service_is_away_for_ten_minutes(airflow: AirflowUnderTest, emulator: EmulatorProcess) -> None:
     """It turns requests away, is not reachable, and then answers no look: one attempt, each row paid once."""
-    emulator.fault("503", operation="submit", after=FIRST, count=CONNECTIONS, retry_after=6)
+    emulator.fault("503", operation="submit", after=FIRST, count=CONNECTIONS, retry_after=10)
     bulk = BulkRun.start(airflow, emulator, ROWS, max_connections=CONNECTIONS)
     airflow.wait_until(
         lambda: len(emulator.entries(operation="submit", status=503)) == CONNECTIONS,
         what="all connections were turned away",
     )
     # Longer than they were told to wait: they come back to a service that is not reachable.
-    emulator.outage("refuse", seconds=8)
+    emulator.outage("refuse", seconds=20)
     bulk.wait_until_deferred()
     for mode, status in {"503": 503, "reset": "reset"}.items():
         emulator.outage(mode, seconds=300)
@@ -103,10 +100,7 @@ def too_many_jobs_fail(airflow: AirflowUnderTest, emulator: EmulatorProcess) -> 
     bulk = BulkRun.start(airflow, emulator, ROWS, service="inference_net")
     bulk.wait_until_deferred()
     emulator.finish()
-    airflow.wait_until(
-        lambda: (airflow.task_states(bulk.run)["ask"], airflow.tries(bulk.run)["ask"]) == ("deferred", 2),
-        what="the second attempt is deferred",
-    )
+    bulk.wait_until_deferred(attempt=2)
     landed = bulk.results()
     failed = [row for row in landed if row["status"] == "failed"]
     assert (len(landed), len(failed)) == (ROWS, bad)
@@ -126,10 +120,7 @@ def task_is_cleared_while_it_waits(airflow: AirflowUnderTest, emulator: Emulator
     bulk.wait_until_deferred()
     airflow.wait_until(lambda: emulator.looks, what="the triggerer looks at the jobs")
     airflow.clear(bulk.run, "ask")
-    airflow.wait_until(
-        lambda: (airflow.task_states(bulk.run)["ask"], airflow.tries(bulk.run)["ask"]) == ("deferred", 2),
-        what="the second attempt is deferred",
-    )
+    bulk.wait_until_deferred(attempt=2)
     airflow.wait_until(
         lambda: f"Waiting stopped here with {ROWS} jobs pending. They cannot be cancelled" in bulk.log(),
         what="the first attempt's trigger has said what goes on",

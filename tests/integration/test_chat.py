@@ -51,9 +51,8 @@ def test_deferred_tasks_hold_no_slot(airflow: AirflowUnderTest, emulator: Emulat
     airflow.add_pool("one_slot", slots=1)
     job_id = emulator.submit("distribute")
     run = airflow.trigger("chat_one_slot", {"conn_id": emulator.connect(airflow), "job_ids": [job_id]})
-    airflow.wait_until(
-        lambda: set(airflow.task_states(run).values()) == {"deferred"}, what="all three sensors are deferred"
-    )
+    for number in range(3):
+        airflow.wait_for_task(run, f"wait_{number}", "deferred")
     assert airflow.running_slots("one_slot") == 0
     emulator.finish()
     assert airflow.wait_for_run(run).state == "success"

@@ -157,10 +157,7 @@ def test_clearing_a_waiting_task_waits_for_the_same_jobs(
     wait_until_looked_at(airflow, emulator)
     before = len(airflow.component_log("triggerer"))
     airflow.clear(run, "ask")
-    airflow.wait_until(
-        lambda: [(ti["try_number"], ti["state"]) for ti in airflow.task_instances(run)] == [(2, "deferred")],
-        what="the second attempt is deferred",
-    )
+    airflow.wait_for_task(run, "ask", "deferred", attempt=2)
     airflow.wait_until(
         lambda: "stopped here with 3 jobs pending" in airflow.task_log(run, "ask"),
         what="the first attempt's trigger has ended",

@@ -28,7 +28,7 @@ def test_demo_prints_all_results_and_leaves_nothing() -> None:
     """Fifty prompts succeed on each service; no process and no file of the run is left."""
     files, processes = set(LEFTOVERS.glob("*")), demo_processes()
     demo = subprocess.run(
-        [sys.executable, "-m", "demo.run"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "demo.run"], cwd=ROOT, capture_output=True, text=True, timeout=560, check=False
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     counts = re.findall(r"^(distribute|inference_net) +(\d+) +(\d+) +(\d+) ", demo.stdout, re.MULTILINE)
