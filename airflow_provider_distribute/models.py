@@ -312,6 +312,8 @@ class ChatRequest(Value):
             messages = [{"role": "user", "content": prompt}]
         if isinstance(messages, str) or not isinstance(messages, Sequence):
             raise InvalidRequest(["messages must be a list"])
+        if not messages:
+            raise InvalidRequest(["messages is empty"])
         brings_system = any(
             isinstance(message, Mapping) and message.get("role") == "system" for message in messages
         )

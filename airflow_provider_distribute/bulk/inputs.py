@@ -307,13 +307,22 @@ class _Parquet(_Table):
         self._table = parquet.ParquetFile
 
     def _lines(self, file: io.BufferedReader) -> Iterator[tuple[str, object]]:
-        table = self._table(file, buffer_size=_PARQUET_BUFFER)
+        # Reading ahead would hold the whole column of a row group.
+        table = self._table(file, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
         wanted = self._wanted(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
-                yield f"row {number}", self._request(row)
+                yield f"row {number}", self._decoded(row)
+
+    def _decoded(self, row: Mapping[str, Any]) -> object:
+        """Many writers leave out that a column of bytes is text."""
+        try:
+            texts = {name: cell.decode() for name, cell in row.items() if isinstance(cell, bytes)}
+        except UnicodeDecodeError:
+            return InvalidRequest([_NOT_UTF_8])
+        return self._request({**row, **texts})
 
 
 def _columns_of(prompt: str) -> list[str]:

@@ -151,7 +151,7 @@ def stage(source: Source, plan: Plan, writer: RequestWriter | None = None) -> St
         row = place // shard.of
         line: dict[str, Any] = {"row": row, "custom_id": custom_id, "request": kept(request)}
         if plan.dedupe:
-            question = _digest(to_json({**line["request"], "metadata": None}))
+            question = _digest(json.dumps({**line["request"], "metadata": None}, sort_keys=True))
             if (first := first_with.setdefault(question, row)) != row:
                 line["same_as"] = first
         tally.add(request, line.get("same_as"))

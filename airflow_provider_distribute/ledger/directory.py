@@ -23,6 +23,8 @@ __all__ = ["Directory", "StoragePath"]
 READERS = 8
 #: What opening a path raises where no package knows its scheme, or one that it needs is missing.
 UNKNOWN_STORAGE = (ValueError, ImportError)
+#: How disks, and what is mounted like one, say that they know no links.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 INSTALL_STORAGE = "install the Airflow provider of this storage, or correct the URI"
 
 
@@ -258,6 +260,23 @@ class _Disk(_Store):
         self._begun: set[str] = set()
 
     def create(self, path: str, data: bytes) -> None:
+        # Under its own name only once it is complete: whoever read a part of it would take it for all.
+        unfinished = self._unfinished(path, data)
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            # A network's file system may have made the link, lost the answer and asked again.
+            if os.stat(unfinished).st_nlink == 1:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._create_in_place(path, data)
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(unfinished)
+
+    def _create_in_place(self, path: str, data: bytes) -> None:
         # What was begun here and failed is written over. Removing it would leave a gap in the numbers of
         # whoever has seen it meanwhile.
         with open(path, "wb" if path in self._begun else "xb") as file:
@@ -267,12 +286,15 @@ class _Disk(_Store):
         self._begun.discard(path)
 
     def overwrite(self, path: str, data: bytes) -> None:
+        self.rename(self._unfinished(path, data), path)
+
+    def _unfinished(self, path: str, data: bytes) -> str:
         # Two threads, or a worker and a triggerer, may write the same object at once.
         unfinished = f"{path}.{uuid.uuid4().hex}.unfinished"
         with open(unfinished, "xb") as file:
             file.write(data)
             self.finish(file)
-        self.rename(unfinished, path)
+        return unfinished
 
     def open(self, path: str) -> Any:
         return open(path, "wb")

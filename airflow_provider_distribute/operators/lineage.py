@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -64,8 +63,9 @@ def lineage_of(uri: str | None, manifest: dict[str, Any]) -> OperatorLineage[Any
 
 def _dataset(uri: str) -> tuple[str, str]:
     """Return namespace and name, by OpenLineage's naming of file systems and object stores."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return "file", parts.path
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}", parts.path.lstrip("/")
+    # Not as a URL: a path may hold "#" and "?".
+    scheme, _, rest = (uri if "://" in uri else f"file://{uri}").partition("://")
+    if scheme == "file":
+        return "file", rest
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}", path.lstrip("/")

@@ -454,6 +454,16 @@ class TestLineage:
         assert lineage is not None
         assert [(it.namespace, it.name) for it in lineage.inputs] == [("s3://bucket", "in.jsonl")]
 
+    @pytest.mark.parametrize("prefix", ["", "file://"])
+    def test_a_path_is_no_url(self, bulk: Callable[..., Life], prefix: str) -> None:
+        """It may hold what ends the path of a URL."""
+        pytest.importorskip("airflow.providers.openlineage")
+        life = bulk()
+        life.attempt()
+        lineage = lineage_of(f"{prefix}/data/a#b?/in.jsonl", life.result)
+        assert lineage is not None
+        assert [(it.namespace, it.name) for it in lineage.inputs] == [("file", "/data/a#b?/in.jsonl")]
+
     def test_nothing_is_told_of_nothing(self) -> None:
         """Before anything was landed."""
         operator = AsyncChatBulkOperator(task_id="t", requests=["a"])

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import re
 from hashlib import sha256
 from types import SimpleNamespace
@@ -72,14 +73,15 @@ class Remote(AbstractFileSystem):  # type: ignore[misc]
         self, data: bytes, *, fails_at: float = float("inf"), error: Exception | None = None
     ) -> None:
         super().__init__()
-        self._data = data
+        self.data = data
         self._fails_at = fails_at
         self._error = error
         self.furthest = 0
+        self.ranges: list[tuple[int, int]] = []
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Say what is there."""
-        return {"name": path, "size": len(self._data), "type": "file"}
+        return {"name": path, "size": len(self.data), "type": "file"}
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AbstractBufferedFile:
         return AbstractBufferedFile(self, path, mode, block_size=1000)
@@ -90,7 +92,8 @@ class Remote(AbstractFileSystem):  # type: ignore[misc]
             assert self._error
             raise self._error
         self.furthest = max(self.furthest, end)
-        return self._data[start:end]
+        self.ranges.append((start, end))
+        return self.data[start:end]
 
     def source(self, name: str, prompt: str | None = None) -> Source:
         """Return the object as a source."""
@@ -173,6 +176,23 @@ class TestTables:
         )
         (item,) = asked(Remote(parquet_of(number=[1.0])).source("in.parquet", "{number:.2f}"))
         assert item.request.messages[0]["content"] == "1.00"
+
+    def test_a_column_of_bytes_is_text(self) -> None:
+        """Many writers do not say so; what is no text is refused by its row."""
+        data = parquet_of(text=["é".encode(), b"\xff"])
+        assert problems_in(Remote(data).source("in.parquet", "{text}")) == ("row 2: not UTF-8",)
+        (item,) = asked(Remote(parquet_of(text=["é".encode()])).source("in.parquet", "{text}"))
+        assert item.request.messages[0]["content"] == "é"
+
+    def test_parquet_is_read_as_a_stream(self) -> None:
+        """However large a row group is: the first rows come long before its end is read."""
+        texts = [random.Random(number).randbytes(600).hex() for number in range(20_000)]
+        file = Remote(parquet_of(text=texts))
+        read = items_of(file.source("in.parquet", "{text}"), Defaults())
+        before = len(file.ranges)
+        next(read)
+        longest = max(end - start for start, end in file.ranges[before:])
+        assert longest <= 5 * 1024 * 1024 < len(file.data) // 2
 
     def test_zero_is_a_name(self) -> None:
         """What is empty in a cell of text is a number in Parquet."""

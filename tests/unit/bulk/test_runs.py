@@ -220,6 +220,12 @@ class TestResults:
         assert [row["attempts"] for row in rows] == [1, 1, 0, 0]
         assert manifest["tokens"] == {"prompt": 20, "completion": 40}
 
+    def test_the_order_of_keys_makes_no_other_request(self, world: World) -> None:
+        """JSON objects have none."""
+        asked = [[{"role": "user", "content": "Same"}], [{"content": "Same", "role": "user"}]]
+        assert world.attempt(asked, dedupe=True)["counts"]["succeeded"] == 2
+        assert world.service.paid == 1
+
     def test_a_shard_takes_its_part(self, world: World) -> None:
         """Every n-th request, each with its place in the whole input."""
         world.attempt(prompts(7), shard=1, split=3)

@@ -132,9 +132,65 @@ class TestADiskThatFails:
         monkeypatch.setattr(os, "fsync", fail_once)
         return failures
 
-    def test_a_write_that_failed_is_made_again(self, tmp_path: Path, full: list[OSError]) -> None:
-        """Its torn object is no other attempt's."""
+    @pytest.fixture
+    def without_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A mounted object store or a memory stick: it has no hard links."""
+
+        def no_link(path: str, to: str) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(os, "link", no_link)
+
+    def test_an_object_is_created_whole_or_not_at_all(self, tmp_path: Path, full: list[OSError]) -> None:
+        """Nobody can read a part of it, however long the writing takes; a write that failed is made again."""
         directory = Directory(UPath(tmp_path))
+        with pytest.raises(LedgerUnavailable, match="OSError"):
+            directory.create("a", b"whole")
+        assert not (tmp_path / "a").exists()
+        directory.create("a", b"whole")
+        assert (tmp_path / "a").read_bytes() == b"whole"
+        with pytest.raises(FileExistsError):
+            directory.create("a", b"whole")
+
+    def test_a_link_whose_answer_was_lost_is_ours(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NFS asks again and hears that the name exists: by its own doing."""
+        link = os.link
+
+        def made_twice(path: str, to: str) -> None:
+            link(path, to)
+            link(path, to)
+
+        monkeypatch.setattr(os, "link", made_twice)
+        Directory(UPath(tmp_path)).create("a", b"whole")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    def test_any_other_failure_to_link_is_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is not taken for a disk without links."""
+
+        def fail(path: str, to: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "link", fail)
+        with pytest.raises(LedgerUnavailable):
+            Directory(UPath(tmp_path)).create("a", b"whole")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.usefixtures("without_links")
+    def test_without_links_a_write_that_failed_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its torn object is no other attempt's."""
+        directory, fsync = Directory(UPath(tmp_path)), os.fsync
+        failures = [None, OSError(errno.ENOSPC, "No space left on device")]
+
+        def fail_second(file: int) -> None:
+            if failures and (failure := failures.pop(0)):
+                raise failure
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", fail_second)
         with pytest.raises(LedgerUnavailable, match="OSError"):
             directory.create("a", b"whole")
         assert (tmp_path / "a").exists()
@@ -143,12 +199,19 @@ class TestADiskThatFails:
         with pytest.raises(FileExistsError):
             directory.create("a", b"whole")
 
-    def test_the_torn_object_of_another_is_left_alone(self, tmp_path: Path, full: list[OSError]) -> None:
+    @pytest.mark.usefixtures("without_links")
+    def test_the_torn_object_of_another_is_left_alone(self, tmp_path: Path) -> None:
         """Whoever finds it takes the next name."""
-        with pytest.raises(LedgerUnavailable):
-            Directory(UPath(tmp_path)).create("a", b"whole")
+        (tmp_path / "a").write_bytes(b"who")
         with pytest.raises(FileExistsError):
             Directory(UPath(tmp_path)).create("a", b"whole")
+
+    def test_an_object_of_another_is_left_alone(self, tmp_path: Path) -> None:
+        """Whoever finds it takes the next name."""
+        Directory(UPath(tmp_path)).create("a", b"whole")
+        with pytest.raises(FileExistsError):
+            Directory(UPath(tmp_path)).create("a", b"whole")
+        assert (tmp_path / "a").read_bytes() == b"whole"
 
     def test_the_old_object_stays_when_a_new_one_cannot_be_written(
         self, tmp_path: Path, full: list[OSError]
