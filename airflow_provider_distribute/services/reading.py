@@ -215,7 +215,17 @@ def words_of(body: object) -> str | None:
     error, detail = fields.get("error"), fields.get("detail")
     texts = (mapping_or_empty(error).get("message"), error, fields.get("message"), detail)
     lists = (told for told in (error, detail, fields.get("errors")) if isinstance(told, dict | list) and told)
-    return next(filter(None, map(text_or_none, texts)), None) or next(map(compact, lists), None)
+    return next(filter(None, map(text_or_none, texts)), None) or next(map(_listed, lists), None)
+
+
+def _listed(told: object) -> str:
+    """Return what a validator found wrong, without the input that it repeats; anything else as it is."""
+    faults = [
+        f"{'.'.join(map(str, where))}: {words}" if isinstance(where := fault.get("loc"), list) else words
+        for fault in mappings_in(told)
+        if (words := text_or_none(fault.get("msg")))
+    ]
+    return "; ".join(faults) or compact(told)
 
 
 def compact(value: object) -> str:

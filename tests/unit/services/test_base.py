@@ -305,7 +305,11 @@ class TestQuoting:
             ("<h1>Bad gateway</h1>", "<h1>Bad gateway</h1>"),
             ("[1, 2]", "[1, 2]"),
             ("two\n  lines\t here", "two lines here"),
-            ('{"detail": [{"loc": ["n"], "msg": "m5"}]}', '[{"loc":["n"],"msg":"m5"}]'),
+            (
+                '{"detail": [{"loc": ["n", 0], "msg": "m5", "input": "a prompt"}, {"msg": "m6"}]}',
+                "n.0: m5; m6",
+            ),
+            ('{"errors": [{"code": 7}, {"msg": 1}]}', '[{"code":7},{"msg":1}]'),
             ('{"errors": ["m6"]}', '["m6"]'),
             ('{"error": {"code": "m7"}}', '{"code":"m7"}'),
             ('{"reason": "m8"}', '{"reason":"m8"}'),
