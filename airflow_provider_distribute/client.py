@@ -36,6 +36,7 @@ from airflow_provider_distribute.services import SERVICES
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from airflow_provider_distribute.models import ChatRequest, Job, Settings
     from airflow_provider_distribute.services import Call, Service
@@ -191,7 +192,13 @@ class Client(_Wire):
         super().__init__(settings, service, limit or RateLimit(settings.requests_per_second))
         self._transport = transport or httpx_transport(settings, certificates())
 
-    def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+    def submit(
+        self,
+        request: ChatRequest,
+        *,
+        deadline: float | None = None,
+        before_sending: Callable[[], object] | None = None,
+    ) -> str:
         """
         Submit a request.
 
@@ -199,6 +206,7 @@ class Client(_Wire):
         after a wait; one that was sent and not answered never is.
 
         :param deadline: Epoch seconds after which it is not sent again; default an hour from now.
+        :param before_sending: Called each time before it is sent, without blocking; what it raises ends this.
         :returns: The job id.
         :raises InvalidRequest: nothing was sent.
         :raises AccessDenied: 401, 402, 403.
@@ -212,6 +220,8 @@ class Client(_Wire):
         while True:
             while wait := self.limit.take(time.monotonic()):
                 time.sleep(wait)
+            if before_sending:
+                before_sending()
             try:
                 job_id = self.submit_once(call)
             except NotAccepted as error:
@@ -342,7 +352,13 @@ class AsyncClient(_Wire):
         transport = aiohttp_transport(settings, await asyncio.to_thread(certificates))
         return cls(settings, limit=limit or limit_of(settings), transport=transport)
 
-    async def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+    async def submit(
+        self,
+        request: ChatRequest,
+        *,
+        deadline: float | None = None,
+        before_sending: Callable[[], object] | None = None,
+    ) -> str:
         """
         Submit a request.
 
@@ -350,6 +366,7 @@ class AsyncClient(_Wire):
         after a wait; one that was sent and not answered never is.
 
         :param deadline: Epoch seconds after which it is not sent again; default an hour from now.
+        :param before_sending: Called each time before it is sent, without blocking; what it raises ends this.
         :returns: The job id.
         :raises InvalidRequest: nothing was sent.
         :raises AccessDenied: 401, 402, 403.
@@ -363,6 +380,8 @@ class AsyncClient(_Wire):
         while True:
             while wait := self.limit.take(time.monotonic()):  # noqa: ASYNC110  time, not an event, opens it
                 await asyncio.sleep(wait)
+            if before_sending:
+                before_sending()
             try:
                 job_id = await self.submit_once(call)
             except NotAccepted as error:

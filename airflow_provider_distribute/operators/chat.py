@@ -257,9 +257,6 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         if job_id := record.job_id(index):
             self.log.info("Re-attached to job %s, which an earlier attempt submitted.", job_id)
             return job_id
-        if self.killed:
-            record.write()
-            raise WorkerStopped("The worker was told to stop, so nothing more was sent")
         if record.in_doubt(index):
             self.log.warning(
                 "An earlier attempt was sending request %d of %d when it ended. Whether the service accepted "
@@ -270,7 +267,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         record.sending(index)
         deadline = min(time.time() + self.resend_for, self._resend_until)
         try:
-            job_id = hook.client.submit(request, deadline=deadline)
+            job_id = hook.client.submit(request, deadline=deadline, before_sending=self._refuse_if_killed)
         except InferenceError as error:
             if not isinstance(error, OutcomeUnknown):
                 record.refused(index)
@@ -278,6 +275,10 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         record.accepted(index, job_id)
         self.log.info("Submitted request %d of %d: job %s.", index + 1, total, job_id)
         return job_id
+
+    def _refuse_if_killed(self) -> None:
+        if self.killed:
+            raise WorkerStopped("The worker was told to stop, so nothing more was sent")
 
 
 def _after_a_failure(error: Exception, record: SubmissionRecord) -> str:

@@ -379,6 +379,19 @@ def test_killed_task_submits_nothing_more(service: str, life: Live, wire: Wire, 
     assert wire.prompts == (prompts if HAS_STATE_STORE else prompts[:3] + prompts)
 
 
+def test_task_killed_while_it_waits_to_be_accepted_sends_nothing_more(life: Live, wire: Wire) -> None:
+    """The service had not taken the request, and is not asked again."""
+    wire.fault("429", operation="submit", retry_after=40, count=1)
+    wire.listener = lambda request: running_task().on_kill()
+    task = life(submit(prompt="Why?"))
+    attempt = task.attempt()
+    assert (attempt.state, wire.paid) == ("up_for_retry", 0)
+    assert "told to stop, so nothing more was sent" in attempt.message
+    wire.listener = lambda request: None
+    assert task.attempt().state == "success"
+    assert wire.paid == 1
+
+
 def test_task_killed_at_its_last_request_has_done_its_work(life: Live, wire: Wire) -> None:
     """There is nothing left that must not be sent."""
     wire.listener = lambda request: len(wire.submissions) == 2 and running_task().on_kill()
