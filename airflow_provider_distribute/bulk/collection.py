@@ -322,7 +322,7 @@ class Collection:
                 break
             # Among those there was no room for: they have ended, and are looked at once there is.
             await self._room.wait()
-            wanted = [job_id for job_id, word in words.items() if word == NOT_SEEN]
+            wanted = [job_id for job_id, word in words.items() if word is NOT_SEEN]
 
     def _saw(self, job: Job) -> bool:
         """Keep what came back; return whether there was room for it."""

@@ -357,9 +357,9 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
             looked = self.look_once(hook, job_ids, LAST_LOOK)
         service, words = hook.client.service, looked.pending
         unknown = NOT_FOUND if service.not_found_grace(hook.settings) < inf else None
-        jobs = [*looked.ended.values(), *(service.lost(it) for it in words if words[it] == unknown)]
+        jobs = [*looked.ended.values(), *(service.lost(it) for it in words if words[it] is unknown)]
         unclear = [job for job in jobs if job.unclear]
-        unseen = [job_id for job_id in job_ids if words.get(job_id) == NOT_SEEN]
+        unseen = [job_id for job_id in job_ids if words.get(job_id) is NOT_SEEN]
         record.forget(job.job_id for job in jobs if not (job.succeeded or job.unclear))
         record.found({*job_ids} - {*unseen} - {job.job_id for job in unclear})
         if unseen:

@@ -224,7 +224,7 @@ class WaitsForJobs(LeavesJobsRunning):
             patience = BRIEF_PATIENCE if time.time() < deadline else PATIENCE
             results = self.look_once(hook, missing, patience)
             for job_id in outcome.lost:
-                if results.pending.get(job_id) == NOT_FOUND:
+                if results.pending.get(job_id) is NOT_FOUND:
                     results.took(hook.client.service.lost(job_id))
             if results.pending:
                 if time.time() > deadline:
@@ -280,7 +280,7 @@ class WaitsForJobs(LeavesJobsRunning):
         """
         looked = self.look_once(hook, words, LAST_LOOK)
         if looked.pending:
-            now = {job_id: words[job_id] if it == NOT_SEEN else it for job_id, it in looked.pending.items()}
+            now = {job_id: words[job_id] if it is NOT_SEEN else it for job_id, it in looked.pending.items()}
             raise self._too_late(now, job_ids, context)
         return looked.ended
 

@@ -21,6 +21,7 @@ import sys
 import time
 import weakref
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,10 +66,17 @@ AT_ONCE = 8
 SLICE = 50
 #: Jobs of one waiter that are watched at once, oldest first; each takes half a KiB of memory.
 MOST_WATCHED = 40_000
-#: The word for a job that no look has been answered for.
-NOT_SEEN = "not seen yet"
-#: The word for a job that the service does not know, or not yet.
-NOT_FOUND = "not found"
+
+
+class Unanswered(StrEnum):
+    """The word for a job without a status. Ask by identity: a service may have the same words."""
+
+    NOT_SEEN = "not seen yet"
+    NOT_FOUND = "not found"
+
+
+#: No look was answered. The service does not know the job, or not yet.
+NOT_SEEN, NOT_FOUND = Unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +249,7 @@ class Pool:
         :returns: How it ended. Jobs pending at the deadline are no error here.
         :raises AccessDenied: the service rejects the connection's key.
         """
-        pending = dict.fromkeys(job_ids, NOT_SEEN)
+        pending: dict[str, str] = dict.fromkeys(job_ids, NOT_SEEN)
         waiter = _Waiter(pending, on_end, once, unseen=len(pending))
         coming, total, loop = iter(tuple(pending)), len(pending), asyncio.get_running_loop()
         self._everybody.add(waiter)
@@ -412,7 +420,7 @@ class Pool:
         else:
             self._unfound_since.pop(job_id, None)
         self._answered(client, job_id)
-        word = sys.intern(NOT_FOUND if job is None else job.status)
+        word = NOT_FOUND if job is None else sys.intern(job.status)
         waiters = self._waiters.get(job_id, ())
         present = [waiter for waiter in waiters if waiter in self._everybody]
         staying = tuple(waiter for waiter in present if not waiter.saw(job_id, word, job))

@@ -146,7 +146,7 @@ async def look_while_they_end(
     patience = max(patience, settings.connect_timeout + settings.timeout)
     if settings.requests_per_second:
         patience = max(patience, 2 / settings.requests_per_second)
-    words = dict.fromkeys(job_ids, NOT_SEEN)
+    words: dict[str, str] = dict.fromkeys(job_ids, NOT_SEEN)
     wanted = list(words)
     while wanted and (now := time.time()) < until:
         waited = await pool.wait(
@@ -163,7 +163,7 @@ async def look_while_they_end(
         for job_id in wanted:
             del words[job_id]
         words |= waited.pending
-        wanted = [job_id for job_id, word in waited.pending.items() if not once or word == NOT_SEEN]
+        wanted = [job_id for job_id, word in waited.pending.items() if not once or word is NOT_SEEN]
     return words
 
 
@@ -203,7 +203,7 @@ async def look_newest_first(
             logger=logger,
         )
         results.add(looked)
-        unfound = [job_id for job_id, word in looked.pending.items() if word == NOT_FOUND]
+        unfound = [job_id for job_id, word in looked.pending.items() if word is NOT_FOUND]
         if unfound and time.time() - since >= grace:
             looks_apart = grace / 4
             results.add(

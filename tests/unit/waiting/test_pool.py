@@ -18,6 +18,7 @@ from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import AccessDenied
 from airflow_provider_distribute.waiting.pool import (
     LINGER,
+    NOT_FOUND,
     NOT_SEEN,
     PROGRESS_EVERY,
     SLICE,
@@ -207,6 +208,17 @@ class TestOutcomes:
         async def act() -> None:
             scene.instead = lambda job_id: scene.contract.look("REINCARNATED")
             assert (await scene.wait("a", hours=1)).pending == {"a": "REINCARNATED"}
+
+        scene.play(act())
+
+    @pytest.mark.parametrize("word", [NOT_SEEN, NOT_FOUND])
+    def test_a_service_may_use_our_words(self, scene: Scene, word: str) -> None:
+        """Its job is pending then, like one with any other word we do not know."""
+
+        async def act() -> None:
+            scene.instead = lambda job_id: scene.contract.look(str(word))
+            (pending,) = (await scene.wait("a", hours=1)).pending.values()
+            assert (pending, pending is word) == (word, False)
 
         scene.play(act())
 
