@@ -80,6 +80,16 @@ def _absent_if_blank(value: object) -> object:
 Blankable = BeforeValidator(_absent_if_blank)
 
 
+def _no_boolean(value: object) -> object:
+    """To Python ``True`` is 1; whoever writes it for a number means something else."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+NoBoolean = BeforeValidator(_no_boolean)
+
+
 class Price(Value):
     """
     What a model costs.
@@ -88,8 +98,8 @@ class Price(Value):
     :param completion: US dollars per million tokens written.
     """
 
-    prompt: float = Field(ge=0, allow_inf_nan=False)
-    completion: float = Field(ge=0, allow_inf_nan=False)
+    prompt: Annotated[float, NoBoolean] = Field(ge=0, allow_inf_nan=False)
+    completion: Annotated[float, NoBoolean] = Field(ge=0, allow_inf_nan=False)
 
 
 def _price_table(value: object) -> object:
@@ -139,10 +149,10 @@ class Settings(Value):
     api_key: SecretStr
     base_url: str
     model: Annotated[str | None, Blankable] = None
-    timeout: float = Field(default=60.0, gt=0, le=HOUR)
-    connect_timeout: float = Field(default=10.0, gt=0, le=HOUR)
-    requests_per_second: Annotated[float | None, Blankable] = Field(default=None, gt=0, le=10_000)
-    max_connections: int = Field(default=32, ge=1, le=1000)
+    timeout: Annotated[float, NoBoolean] = Field(default=60.0, gt=0, le=HOUR)
+    connect_timeout: Annotated[float, NoBoolean] = Field(default=10.0, gt=0, le=HOUR)
+    requests_per_second: Annotated[float | None, NoBoolean, Blankable] = Field(default=None, gt=0, le=10_000)
+    max_connections: Annotated[int, NoBoolean] = Field(default=32, ge=1, le=1000)
     dashboard_url: str
     allow_undocumented_params: bool = False
     airflow_metadata: bool = True

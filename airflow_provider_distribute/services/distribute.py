@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
+from airflow_provider_distribute.models import Job, JobError, JobState, NoBoolean, Price, Settings
 from airflow_provider_distribute.services.base import Call, Params, Service
 from airflow_provider_distribute.services.reading import (
     clipped,
@@ -45,7 +45,7 @@ class DistributeSettings(Settings):
 
     base_url: str = "https://api.distribute.ai"
     dashboard_url: str = "https://dashboard.distribute.ai/enterprise"
-    not_found_grace: float = Field(default=30.0, ge=0)
+    not_found_grace: Annotated[float, NoBoolean] = Field(default=30.0, ge=0)
     auth_prefix: str = ""
 
     @field_validator("auth_prefix")

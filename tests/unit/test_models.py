@@ -103,6 +103,18 @@ class TestSettings:
         with pytest.raises(ConnectionInvalid, match=name):
             contract.settings(**{name: seconds})
 
+    @pytest.mark.parametrize("flag", [True, False])
+    def test_a_boolean_is_no_number(self, contract: Contract, flag: bool) -> None:
+        """``"timeout": true`` would wait one second; the reader learns which fields want a number."""
+        numbers = {"timeout", "connect_timeout", "requests_per_second", "max_connections"}
+        numbers |= contract.service.settings.extras() & {"not_found_grace"}
+        with pytest.raises(ConnectionInvalid) as caught:
+            contract.settings(**dict.fromkeys(numbers, flag), prices={"m": [flag, 1]})
+        assert set(caught.value.problems) == {
+            *(f"{name}: must be a number, not true or false" for name in numbers),
+            "prices: takes two numbers for each model: dollars per million tokens in and out",
+        }
+
     @pytest.mark.parametrize(
         "url",
         [
