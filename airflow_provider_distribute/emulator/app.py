@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import struct
 import time
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+log = logging.getLogger(__name__)
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PADDING = b" " * 65536
 CONTROL = "_emulator"
@@ -59,7 +62,7 @@ class Clock:
 
 def application(emulator: Emulator, clock: Callable[[], float], line: Line) -> web.Application:
     """Put the services' routes and the control routes together."""
-    app = web.Application(middlewares=[_unrouted(emulator, clock)], client_max_size=LARGEST_READ)
+    app = web.Application(middlewares=[_unserved(emulator, clock)], client_max_size=LARGEST_READ)
     for contract in CONTRACTS.values():
         for route in contract.routes:
             handler = _service_handler(emulator, clock, contract.name, route)
@@ -76,26 +79,34 @@ def _add(app: web.Application, method: str, path: str, handler: Handler) -> None
     app.router.add_route(method, path, handler)
 
 
-def _unrouted(emulator: Emulator, clock: Callable[[], float]) -> Middleware:
-    """Answer what has no route in JSON, and write it down as the operation ``other``."""
+def _unserved(emulator: Emulator, clock: Callable[[], float]) -> Middleware:
+    """Answer what reaches no service in JSON, and write it down as the operation ``other``."""
+
+    def answer(request: web.Request, error: web.HTTPException) -> web.Response:
+        service = request.path.split("/")[1]
+        if service != CONTROL:
+            emulator.ledger.record(
+                clock(),
+                service if service in CONTRACTS else "",
+                "other",
+                status=error.status,
+                authorized="Authorization" in request.headers,
+            )
+        body = {"message": error.reason, "error": {"message": error.reason}}
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return web.json_response(body, status=error.status, headers=headers)
 
     @web.middleware
     async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPException as error:
-            service = request.path.split("/")[1]
-            if service != CONTROL:
-                emulator.ledger.record(
-                    clock(),
-                    service if service in CONTRACTS else "",
-                    "other",
-                    status=error.status,
-                    authorized="Authorization" in request.headers,
-                )
-            body = {"message": error.reason, "error": {"message": error.reason}}
-            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            return web.json_response(body, status=error.status, headers=headers)
+            return answer(request, error)
+        except ConnectionError:  # nobody is there to be answered
+            raise
+        except Exception:
+            log.exception("The emulator failed at %s %r", request.method, request.path)
+            return answer(request, web.HTTPInternalServerError())
 
     return handle
 

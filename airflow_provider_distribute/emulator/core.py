@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.emulator.faults import Fault
     from airflow_provider_distribute.emulator.settings import Settings
 
+log = logging.getLogger(__name__)
+
 LONGEST_METADATA = 1024
 DEFAULT_LIMIT = 256
 """Tokens an answer is estimated at where the request sets no limit."""
@@ -50,7 +53,8 @@ class Service:
         """What a request is estimated to cost, in US dollars."""
         prices = self.contract.prices
         per_prompt_token, per_answer_token = prices.get(prompt.model, prices[""])
-        answer_tokens = (DEFAULT_LIMIT if prompt.limit is None else prompt.limit) * prompt.count
+        # Of integers that a double can only just hold, the product may be too large for one.
+        answer_tokens = float(DEFAULT_LIMIT if prompt.limit is None else prompt.limit) * prompt.count
         return (prompt.words * per_prompt_token + answer_tokens * per_answer_token) / 1e6
 
     def hides(self, job: Job, now: float) -> bool:
@@ -135,11 +139,16 @@ class Emulator:
         :param now: seconds since the epoch.
         """
         visit = Visit(self, incoming, now)
-        reply = visit.reply()
+        operation = incoming.route.operation.value
+        try:
+            reply = visit.reply()
+        except Exception:  # a mistake of ours: whoever tests against it has to see it, and in JSON
+            log.exception("The emulator failed at a request to %s: %s", incoming.service, operation)
+            reply = visit.refusal(Refused(500, "The emulator failed; its log says where"))
         self.ledger.record(
             now,
             incoming.service,
-            incoming.route.operation.value,
+            operation,
             job_id=visit.job_id or None,
             status=reply.sent_status,
             fault=visit.fault_kind,
@@ -232,13 +241,13 @@ class Visit:
             self.fault_kind = "outage"
             if outage.status is None:
                 return Reply(delivery=Delivery.RESET)
-            return self._refusal(Refused(outage.status, "Service unavailable"))
+            return self.refusal(Refused(outage.status, "Service unavailable"))
         try:
             self._check_key()
             self._check_size()
             self._check_rate()
         except Refused as refused:
-            return self._refusal(refused)
+            return self.refusal(refused)
         fault = self.emulator.faults.decide(
             self.contract.name, self.incoming.route.operation, self._asked_id(), self._text
         )
@@ -253,7 +262,8 @@ class Visit:
             else effect(reply, fault, Scene(self.contract, self.settings.shape, self.now))
         )
 
-    def _refusal(self, refused: Refused) -> Reply:
+    def refusal(self, refused: Refused) -> Reply:
+        """Return the service's error."""
         body = self.contract.error(refused.status, refused.message, self.settings.shape)
         return json_reply(refused.status, body, refused.headers)
 
@@ -291,7 +301,7 @@ class Visit:
         try:
             return ACTS[self.incoming.route.operation](self, fault)
         except Refused as refused:
-            return self._refusal(refused)
+            return self.refusal(refused)
 
     def _models(self, fault: Fault | None) -> Reply:
         return json_reply(200, self.contract.models())

@@ -17,6 +17,8 @@ from tests.emulator.wire import KEY, NOON, TOKENS, Wire, chat
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: An integer of 401 digits: JSON, but no double can hold it.
+HUGE = 10**400
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -111,6 +113,9 @@ class TestSubmission:
             ({"metadata": {"row": 1}}, "metadata.row must be a string"),
             ({"n": 3}, "n must be one of 1, 2, got 3"),
             ({"n": True}, "n must be a number"),
+            ({"n": HUGE}, "n must be a number"),
+            ({"temperature": -HUGE}, "temperature must be a number"),
+            ({"max_completion_tokens": HUGE}, "max_completion_tokens must be a number"),
             ({"stop": "."}, "stop must be an array"),
             ({"stream": 1}, "stream must be a boolean"),
             ({"tool_choice": 1}, "tool_choice must be a string"),
@@ -131,6 +136,9 @@ class TestSubmission:
         [
             ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, got 0"),
             ({"max_tokens": 1.5}, "max_tokens must be an integer"),
+            ({"max_tokens": HUGE}, "max_tokens must be an integer"),
+            ({"n": -HUGE}, "n must be an integer"),
+            ({"temperature": HUGE}, "temperature must be a number"),
             ({"messages": [{"content": "hello"}]}, "messages[0].role is required"),
             ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content must be a string"),
             (
@@ -380,6 +388,12 @@ class TestLimits:
         """Checked up front against 600 tokens at the service's price for a model it does not list."""
         wired = Wire(service, balance=0.0005)
         assert [wired.submit(**{TOKENS[service]: 600}).status for _ in statuses] == statuses
+
+    def test_the_largest_numbers_have_a_price(self, inference_net: Wire) -> None:
+        """Their product is more than a double can hold, and than any balance."""
+        largest = {"max_tokens": 10**308, "n": 16}
+        assert inference_net.submit(**largest).status == 200
+        assert Wire("inference_net", balance=1e300).submit(**largest).status == 402
 
     def test_no_balance_pays_for_nothing(self, wire: Callable[..., Wire]) -> None:
         """Not even a short answer."""

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_distribute.emulator.faults import parse
+from airflow_provider_distribute.emulator.latency import Latency
 from airflow_provider_distribute.emulator.ledger import Ledger
 from tests.emulator.wire import KEY, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
 
 def test_each_request_is_written_down(wire: Callable[..., Wire]) -> None:
@@ -31,6 +33,28 @@ def test_each_request_is_written_down(wire: Callable[..., Wire]) -> None:
     assert (first.metadata, first.fault, first.authorized) == ('{"row":"1"}', None, True)
     assert (second.operation, second.job_id, second.status, second.paid) == ("look", job, 200, 0)
     assert (third.job_id, third.status, third.fault, third.paid) == (None, None, "reset", 0)
+
+
+class Broken(Latency):
+    """A mistake in the emulator."""
+
+    def finish(self, now: float, chance: Random) -> float:
+        """Fail."""
+        raise ZeroDivisionError
+
+
+def test_a_mistake_of_the_emulator_is_written_down(
+    wire: Callable[..., Wire], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is answered as the service answers 500; the traceback is in the log."""
+    wired = wire()
+    wired.emulator.services[wired.service].latency = Broken()
+    reply = wired.submit()
+    assert reply.status == 500
+    assert "The emulator failed; its log says where" in str(json.loads(reply.body))
+    assert "ZeroDivisionError" in caplog.text
+    (entry,) = wired.emulator.ledger.entries
+    assert (entry.operation, entry.status, entry.paid, entry.authorized) == ("submit", 500, 0, True)
 
 
 def test_no_key_and_no_prompt_is_kept(wire: Callable[..., Wire]) -> None:

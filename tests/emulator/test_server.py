@@ -67,6 +67,24 @@ def test_an_address_the_contract_does_not_have_is_404(
     assert entry.status == 404
 
 
+def test_what_fails_before_it_reaches_a_service_is_500(
+    client: httpx.Client, emulator: InferenceEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In JSON, in the ledger, and with its traceback in the log: here a body that is not what it says."""
+    reply = client.post("/async/chat/create", content=b"no gzip", headers={"Content-Encoding": "gzip"})
+    assert (reply.status_code, reply.json()["message"]) == (500, "Internal Server Error")
+    (entry,) = emulator.requests(operation="other")
+    assert (entry.status, entry.authorized) == (500, True)
+    assert "The emulator failed at POST '/async/chat/create'" in caplog.text
+
+
+def test_a_control_request_that_fails_is_500(client: httpx.Client, emulator: InferenceEmulator) -> None:
+    """In JSON; control requests are not in the ledger."""
+    reply = client.post("/_emulator/faults", content=b"[" * 100_000)
+    assert (reply.status_code, reply.json()["message"]) == (500, "Internal Server Error")
+    assert emulator.requests() == []
+
+
 def test_another_method_is_405(client: httpx.Client) -> None:
     """With the one that is allowed; HEAD is another method."""
     reply = client.get("/async/chat/create")
