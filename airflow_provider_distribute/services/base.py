@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
@@ -74,8 +75,26 @@ class Call:
     written: bytes | None = field(default=None, repr=False, compare=False)
 
 
+def _no_double(value: float | None) -> float | None:
+    if value is not None and abs(value) > sys.float_info.max:
+        raise ValueError("is too large for a number in JSON")
+    return value
+
+
+#: Numbers without a bound. Python's integers have none, but readers of JSON take numbers for doubles.
+Finite = AfterValidator(_no_double)
+
+#: Objects inside a body. They are sent as they were written: what is listed has to have its documented type
+#: to begin with, and what is not may be there.
+Open = ConfigDict(extra="allow")
+
+
 class Params(BaseModel):
-    """Documented body fields of a chat request; a service's subclass lists them."""
+    """
+    Documented body fields of a chat request; a service's subclass lists them.
+
+    The fields themselves are converted, because templates give text for everything: ``"0.5"`` is a number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -160,8 +179,9 @@ class Service(ABC):
         params = {name: value for name, value in request.params.items() if name not in own}
         if not settings.allow_undocumented_params:
             in_messages, in_params = self.problems_in_messages(request.messages), []
+            in_messages += self.problems_in_metadata(request.metadata)
             try:
-                params = self.params(**params).model_dump(exclude_unset=True, exclude_none=True)
+                params = self._converted(params) if params else {}
             except ValidationError as error:
                 in_params = [f"params.{problem}" for problem in problems_in(error)]
             problems += self._undocumented(in_messages, in_params)
@@ -181,6 +201,12 @@ class Service(ABC):
             raise InvalidRequest(problems)
         return checked, body, written
 
+    def _converted(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        read = self.params(**params)
+        # A dump would take null out of a tool's schema, too, which is the author's.
+        fields = {**vars(read), **(read.model_extra or {})}
+        return {name: value for name, value in fields.items() if value is not None}
+
     def body_of(self, request: ChatRequest) -> dict[str, Any]:
         """Return the body of a checked request."""
         messages = [dict(message) for message in request.messages]
@@ -190,6 +216,10 @@ class Service(ABC):
     def metadata_of(self, request: ChatRequest) -> Mapping[str, Any]:
         """Return a request's metadata with the types that the service documents."""
         return request.metadata
+
+    def problems_in_metadata(self, metadata: Mapping[str, Any]) -> list[str]:
+        """Return one sentence for each thing about the metadata that the service's documentation forbids."""
+        return []
 
     def problems_in_size(self, request: ChatRequest, size: int) -> list[str]:
         """

@@ -8,12 +8,13 @@ Source: docs.distribute.ai, "Enterprise inference API", "Async API", pages "Chat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Required
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictBool, StrictStr, field_validator, with_config
+from typing_extensions import TypedDict
 
 from airflow_provider_distribute.models import Job, JobError, JobState, NoBoolean, Price, Settings
-from airflow_provider_distribute.services.base import Call, Params, Service
+from airflow_provider_distribute.services.base import Call, Finite, Open, Params, Service
 from airflow_provider_distribute.services.reading import (
     clipped,
     completion_fields,
@@ -56,6 +57,25 @@ class DistributeSettings(Settings):
         return f"{value.strip()} " if value.strip() else ""
 
 
+@with_config(Open)
+class _Function(TypedDict, total=False):
+    name: Required[StrictStr]
+    description: StrictStr
+    parameters: dict[str, Any]
+    strict: StrictBool
+
+
+@with_config(Open)
+class _Tool(TypedDict):
+    type: Literal["function"]
+    function: _Function
+
+
+@with_config(Open)
+class _StreamOptions(TypedDict, total=False):
+    include_usage: StrictBool
+
+
 class DistributeParams(Params):
     """
     Body fields of "Chat create", with the documented bounds.
@@ -64,19 +84,19 @@ class DistributeParams(Params):
     """
 
     reasoning_effort: str | None = None
-    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=-1, le=TOKEN_CEILING)] = None
-    n: Annotated[int | None, Field(ge=1, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2), NoBoolean] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2), NoBoolean] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=-1, le=TOKEN_CEILING), NoBoolean] = None
+    n: Annotated[int | None, Field(ge=1, le=2), NoBoolean] = None
     modalities: list[str] | None = None
-    seed: float | int | None = None
+    seed: Annotated[float | int | None, Finite, NoBoolean] = None
     service_tier: str | None = None
     stop: list[str] | None = None
     stream: Literal[False] | None = None
-    stream_options: dict[str, Any] | None = None
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    tools: list[dict[str, Any]] | None = None
+    stream_options: _StreamOptions | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=2), NoBoolean] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1), NoBoolean] = None
+    tools: list[_Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -129,13 +149,15 @@ class Distribute(Service):
         return settings.not_found_grace
 
     def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Content parts are not documented, roles are these four."""
+        """Content parts are not documented, roles are these four, names are text."""
         problems = []
         for place, message in enumerate(messages):
             if message["role"] not in ROLES:
                 problems.append(f"messages.{place}: the role is not one of {', '.join(ROLES)}")
             if not isinstance(message.get("content"), str):
                 problems.append(f"messages.{place}: the content must be a plain string")
+            if not isinstance(message.get("name", ""), str):
+                problems.append(f"messages.{place}: the name must be a string")
         return problems
 
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:

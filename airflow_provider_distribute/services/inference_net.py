@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Required
 from urllib.parse import quote
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictBool, StrictStr, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
-from airflow_provider_distribute.models import Job, JobError, JobState, Price, Settings
-from airflow_provider_distribute.services.base import Call, Params, Service
+from airflow_provider_distribute.models import (
+    Job,
+    JobError,
+    JobState,
+    NoBoolean,
+    Price,
+    Settings,
+    problems_in,
+)
+from airflow_provider_distribute.services.base import Call, Finite, Open, Params, Service
 from airflow_provider_distribute.services.reading import (
     clipped,
     completion_fields,
@@ -60,6 +69,34 @@ class InferenceNetSettings(Settings):
     async_prefix: Literal["slow", "async"] = "slow"
 
 
+@with_config(Open)
+class _ImageUrl(TypedDict):
+    url: StrictStr
+
+
+@with_config(Open)
+class _Part(TypedDict, total=False):
+    type: Required[Literal["text", "image_url"]]
+    text: StrictStr
+    image_url: _ImageUrl
+
+
+_PARTS = TypeAdapter(list[_Part])
+
+
+@with_config(Open)
+class _JsonSchema(TypedDict, total=False):
+    name: StrictStr
+    strict: StrictBool
+    schema: dict[str, Any]
+
+
+@with_config(Open)
+class _ResponseFormat(TypedDict, total=False):
+    type: Required[Literal["text", "json_object", "json_schema"]]
+    json_schema: _JsonSchema
+
+
 class InferenceNetParams(Params):
     """
     Body fields of a chat completion with a documented type or bound.
@@ -69,23 +106,42 @@ class InferenceNetParams(Params):
 
     model_config = ConfigDict(extra="allow")
 
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int | None = None
+    max_tokens: Annotated[int | None, Field(ge=1), Finite, NoBoolean] = None
+    temperature: Annotated[float | None, NoBoolean] = None
+    top_p: Annotated[float | None, NoBoolean] = None
+    n: Annotated[int | None, Finite, NoBoolean] = None
     stop: str | list[str] | None = None
     stream: Literal[False] | None = None
     tools: list[dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
+
+
+#: Keys of the metadata that the service reads itself.
+_METADATA = ("webhook_id", "custom_id")
+
+
+#: Content that has no parts.
+_PLAIN = (str, type(None))
+
+
+def _problems_in_content(content: object) -> list[str]:
+    """Return what is wrong with the shape of content that is not plain, with the place in it."""
+    if not isinstance(content, list | tuple):
+        return [": the content must be a string or a list of parts"]
+    try:
+        _PARTS.validate_python(content)
+    except ValidationError as error:
+        return [f".content.{problem}" for problem in problems_in(error)]
+    return []
 
 
 def _images_in(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """Return each image's URL, with the place of its message."""
     return [
-        (place, str(mapping_or_empty(part.get("image_url")).get("url", "")))
+        (place, mapping_or_empty(part.get("image_url")).get("url", ""))
         for place, message in enumerate(messages)
         for part in mappings_in(message.get("content"))
-        if part.get("type") == "image_url"
+        if part.get("type") == "image_url" or "image_url" in part
     ]
 
 
@@ -136,9 +192,14 @@ class InferenceNet(Service):
         return math.inf
 
     def problems_in_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
-        """At most two images, as data URIs, of four kinds."""
-        images = _images_in(messages)
-        problems = []
+        """Content is text or parts of two kinds; at most two images, as data URIs, of four kinds."""
+        problems = [
+            f"messages.{place}{problem}"
+            for place, message in enumerate(messages)
+            if not isinstance(content := message.get("content"), _PLAIN)
+            for problem in _problems_in_content(content)
+        ]
+        images = [] if problems else _images_in(messages)
         for place, url in images:
             if not url.startswith("data:"):
                 problems.append(f"messages.{place}: images must be data URIs, remote links are not accepted")
@@ -147,6 +208,14 @@ class InferenceNet(Service):
         if len(images) > MOST_IMAGES:
             problems.append(f"messages: {len(images)} images, and a request may have {MOST_IMAGES}")
         return problems
+
+    def problems_in_metadata(self, metadata: Mapping[str, Any]) -> list[str]:
+        """What selects a webhook, and what names the request, is text; other keys are the author's."""
+        return [
+            f"metadata.{name}: must be a string"
+            for name in _METADATA
+            if not isinstance(metadata.get(name, ""), str)
+        ]
 
     def problems_in_size(self, request: ChatRequest, size: int) -> list[str]:
         """Bodies with images have a limit."""

@@ -154,8 +154,11 @@ def mapping_or_empty(value: object) -> Mapping[str, Any]:
 
 
 def mappings_in(value: object) -> tuple[Mapping[str, Any], ...]:
-    """Return the mappings of a list, whatever came."""
-    return tuple(item for item in value if isinstance(item, Mapping)) if isinstance(value, list) else ()
+    """Return the mappings of a list, or of a tuple, which JSON writes as one; whatever came."""
+    return tuple(item for item in value if isinstance(item, Mapping)) if isinstance(value, _LIST) else ()
+
+
+_LIST = (list, tuple)
 
 
 def instant(value: object) -> datetime | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -19,6 +19,9 @@ from airflow_provider_distribute.models import ChatRequest, JobState
 from airflow_provider_distribute.services.base import Call
 from airflow_provider_distribute.services.reading import usable_job_id
 from tests.unit.contracts import INFERENCE_NET, KEY, answered, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SERVICE = INFERENCE_NET.service
 ID = "N2mZQjrvh-k_m8nMMN7Jn"
@@ -103,16 +106,19 @@ def test_documented_types_are_checked(name: str, value: object) -> None:
     assert submitted({"prompt": "x", "params": {name: value}}, allow_undocumented_params=True)[name] == value
 
 
+@pytest.mark.parametrize("parts", [list, tuple])
 @pytest.mark.parametrize(
-    "image",
-    [{"url": "https://host/cat.png"}, {"url": None}, {}, None, "https://host/cat.png"],
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "https://host/cat.png"}},
+        {"type": "text", "image_url": {"url": "https://host/cat.png"}},
+        {"type": "image_url", "image_url": {"url": ""}},
+        {"type": "image_url"},
+    ],
 )
-def test_images_travel_as_data(image: object) -> None:
+def test_images_travel_as_data(part: dict[str, Any], parts: Callable[[Any], Any]) -> None:
     """Remote links are not accepted by the service, so they are not sent."""
-    message = {
-        "role": "user",
-        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": image}],
-    }
+    message = {"role": "user", "content": parts([{"type": "text", "text": "x"}, part])}
     with pytest.raises(InvalidRequest, match=r"messages\.1: images must be data URIs"):
         submitted([USER, message])
 
