@@ -34,7 +34,7 @@ class Server(Line):
 
     .. code-block:: python
 
-        async with Server(Settings(latency="constant:2")) as server:
+        async with Server(Settings(latency="2")) as server:
             print(server.base_url("distribute"))
 
     :param settings: the emulator's options.

@@ -13,7 +13,7 @@ Then a test runs a DAG, or a hook, against the emulator, and counts what would h
 
 .. code-block:: python
 
-    @pytest.mark.inference_emulator(latency="constant:1")
+    @pytest.mark.inference_emulator(latency="1")
     def test_questions_are_answered(inference_connections):
         dag.test()
         assert inference_connections.paid == 2

@@ -37,7 +37,7 @@ class InferenceEmulator:
 
     .. code-block:: python
 
-        with InferenceEmulator(latency="constant:2") as emulator:
+        with InferenceEmulator(latency="2") as emulator:
             os.environ["AIRFLOW_CONN_DISTRIBUTE_DEFAULT"] = emulator.connection("distribute")
             ...
             assert emulator.paid == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import statistics
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from airflow_provider_distribute.emulator import latency, limits
 from airflow_provider_distribute.emulator.chance import generator
 from airflow_provider_distribute.emulator.settings import Settings
-from tests.emulator.wire import NOON, Wire
+from tests.emulator.wire import NOON, SERVICES, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,36 @@ def delays(spec: str, count: int = 2000, seed: int = 0) -> list[float]:
     """The delays of jobs that are all submitted at once."""
     distribution, chance = latency.parse(spec), generator(seed)
     return [distribution.finish(NOON, chance) - NOON for _ in range(count)]
+
+
+def documented_latencies() -> set[str]:
+    """The specs that stand in the documents, the docstrings and the command line's help."""
+    texts = [
+        path.read_text()
+        for pattern in ("*.md", "airflow_provider_distribute/**/*.py", "example_dags/*.py", "demo/*.py")
+        for path in ROOT.glob(pattern)
+    ]
+    found = (match for text in texts for match in LATENCY.finditer(text))
+    return {match[1] or match[2] or match[3] for match in found}
+
+
+ROOT = Path(__file__).parents[2]
+#: As a keyword, as an option, or a distribution with parameters wherever it stands.
+LATENCY = re.compile(
+    rf'latency="([^"]+)"|--latency (?:(?:{"|".join(SERVICES)})/)?([^\s`]+)'
+    rf"|\b((?:{'|'.join(latency.DISTRIBUTIONS)}):[\w.=,]*\w)"
+)
+
+
+@pytest.mark.parametrize("spec", sorted(documented_latencies()))
+def test_the_documented_latencies_can_be_parsed(spec: str) -> None:
+    """Who copies an example gets no error."""
+    latency.parse(spec)
+
+
+def test_the_documents_name_latencies() -> None:
+    """Of each of the three forms that are looked for, one is found."""
+    assert {"2", "lognormal:median=5,sigma=0.5", "exponential:mean=30"} <= documented_latencies()
 
 
 @pytest.mark.parametrize("spec", ["2.5", "constant:seconds=2.5"])
