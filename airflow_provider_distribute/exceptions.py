@@ -20,6 +20,7 @@ Every error this package raises below the Airflow layer.
     ├── DeadlinePassed           jobs were still pending at the deadline; carries their last status words
     ├── LedgerError              the record of a bulk run cannot be used; never read as "there is no record"
     │   ├── LedgerUnavailable    the storage did not answer
+    │   ├── LedgerMissing        the storage answered, and the record is not there
     │   ├── LedgerForbidden      the storage does not allow what the record needs
     │   ├── LedgerCorrupt        a record in the middle is damaged or missing
     │   ├── LedgerNewer          a newer release of this package has written the record
@@ -39,7 +40,7 @@ Errors carry facts and never a key, a header or a prompt.
 from __future__ import annotations
 
 import copyreg
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +62,7 @@ __all__ = [
     "LedgerCorrupt",
     "LedgerError",
     "LedgerForbidden",
+    "LedgerMissing",
     "LedgerNewer",
     "LedgerTaken",
     "LedgerUnavailable",
@@ -78,7 +80,7 @@ __all__ = [
 class InferenceError(Exception):
     """Root of the tree."""
 
-    transient: ClassVar[bool] = False
+    transient: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle without calling ``__init__``, which takes facts instead of a message."""
@@ -194,16 +196,12 @@ class SubmissionIncomplete(InferenceError):
         self.index = index
         self.total = total
         self.accepted = dict(accepted)
+        self.transient = getattr(cause, "transient", True)
         ids = f" Accepted, running and billed: {', '.join(self.accepted.values())}." if accepted else ""
         super().__init__(
             f"Request {index + 1} of {total} failed: {str(cause).rstrip('.')}."
             f" {len(self.accepted)} of {total} were accepted.{ids}{' ' + follows if follows else ''}"
         )
-
-    @property
-    def transient(self) -> bool:  # type: ignore[override]
-        """Whether the cause is."""
-        return getattr(self.cause, "transient", True)
 
 
 class JobsFailed(InferenceError):
@@ -266,16 +264,29 @@ class LedgerUnavailable(LedgerError):
         transient: bool = True,
     ) -> None:
         self.where = where
-        self._transient = transient
-        super().__init__(
-            f"Could not {what} {where!r}. The record of the run is needed to know what was paid already, so "
-            f"nothing is sent without it; {remedy}."
-        )
+        self.transient = transient
+        super().__init__(_not_without_it(what, where, remedy))
 
-    @property
-    def transient(self) -> bool:  # type: ignore[override]
-        """Whether the storage may answer later."""
-        return self._transient
+
+class LedgerMissing(LedgerError):
+    """
+    The storage answered, and the record that should be there is not; a person has to act.
+
+    :param what: What was tried.
+    :param where: The directory.
+    :param remedy: What to do.
+    """
+
+    def __init__(self, what: str, where: str, *, remedy: str) -> None:
+        self.where = where
+        super().__init__(_not_without_it(what, where, remedy))
+
+
+def _not_without_it(what: str, where: str, remedy: str) -> str:
+    return (
+        f"Could not {what} {where!r}. The record of the run is needed to know what was paid already, so "
+        f"nothing is sent without it; {remedy}."
+    )
 
 
 class LedgerForbidden(LedgerError):
@@ -359,13 +370,8 @@ class InputUnreadable(InvalidInput):
     """
 
     def __init__(self, problems: Sequence[str], *, source: str, transient: bool) -> None:
-        self._transient = transient
         super().__init__(problems, source=source)
-
-    @property
-    def transient(self) -> bool:  # type: ignore[override]
-        """Whether the storage may give it later."""
-        return self._transient
+        self.transient = transient
 
 
 class InputChanged(InferenceError):
@@ -391,10 +397,5 @@ class RunIncomplete(InferenceError):
     """
 
     def __init__(self, message: str, *, retry_helps: bool) -> None:
-        self.retry_helps = retry_helps
+        self.transient = self.retry_helps = retry_helps
         super().__init__(message)
-
-    @property
-    def transient(self) -> bool:  # type: ignore[override]
-        """Whether another attempt can end better."""
-        return self.retry_helps

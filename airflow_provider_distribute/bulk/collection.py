@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.patience import insist
 from airflow_provider_distribute.bulk.run import new_writer
-from airflow_provider_distribute.exceptions import LedgerError, LedgerUnavailable
+from airflow_provider_distribute.exceptions import LedgerError, LedgerMissing
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
@@ -211,14 +211,13 @@ class Collection:
         """
         state = Journal(self._directory, writer="").read()
         if state.opened is None:
-            raise LedgerUnavailable(
+            raise LedgerMissing(
                 "find the journal of the run in",
                 self._directory.uri,
                 remedy="whoever waits, such as the triggerer, has to see what the worker wrote. Let all "
                 "machines see that directory, or move it to a storage that they share and set result_path "
                 "to that; then clear the task. An attempt that sees the directory waits for the jobs, one "
                 "that does not may pay for them again",
-                transient=False,
             )
         self.attempt = state.opened.attempt
         self.progress = Progress(

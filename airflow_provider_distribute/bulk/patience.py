@@ -43,7 +43,7 @@ async def insist(step: Callable[[], Awaitable[_T]], *, patience: float, follows:
         except LedgerUnavailable as error:
             failures += 1
             wait = BACKOFF.delay(failures, _rng)
-            if not error.transient or time.monotonic() + wait > give_up:
+            if time.monotonic() + wait > give_up:
                 raise
             if rising(failures):
                 logger.warning("%s Trying again in %.1f s; %s.", error, wait, follows)

@@ -46,8 +46,8 @@ from airflow_provider_distribute.exceptions import (
     ConnectionInvalid,
     InferenceError,
     InvalidRequest,
+    LedgerMissing,
     LedgerTaken,
-    LedgerUnavailable,
     WorkerStopped,
 )
 from airflow_provider_distribute.ledger.directory import Directory
@@ -411,9 +411,7 @@ class AsyncChatBulkOperator(BaseOperator):
     def _reopen(self, uri: str, plan: Plan) -> Run:
         run = self._open(uri, plan)
         if run.state.opened is None:
-            raise LedgerUnavailable(
-                "find the run that was waited for in", uri, remedy=_BRING_IT_BACK, transient=False
-            )
+            raise LedgerMissing("find the run that was waited for in", uri, remedy=_BRING_IT_BACK)
         return run
 
     def _refuse_to_forget(self, uri: str, run: Run, note: RunNote, context: Context) -> None:
@@ -439,11 +437,8 @@ class AsyncChatBulkOperator(BaseOperator):
             )
             return
         what = "find" if noted == uri else f"go on in {uri!r}, or find there,"
-        raise LedgerUnavailable(
-            f"{what} the run that an earlier attempt recorded in",
-            noted,
-            remedy=_BRING_IT_BACK,
-            transient=False,
+        raise LedgerMissing(
+            f"{what} the run that an earlier attempt recorded in", noted, remedy=_BRING_IT_BACK
         )
 
     def _estimate(self, source: Source, plan: Plan) -> dict[str, Any]:

@@ -45,8 +45,11 @@ FACTS: dict[str, InferenceError] = {
     "NotAccepted": NotAccepted("Slow down", service="s", status=429, retry_after=3.0, throttled=True),
     "SubmissionIncomplete": SubmissionIncomplete(UNKNOWN, index=2, total=5, accepted={0: "j0", 1: "j1"}),
     "JobsFailed": JobsFailed([DISTRIBUTE.service.lost("j1")], total=3),
+    "LedgerUnavailable": exceptions.LedgerUnavailable("list", "odd://run", transient=False),
+    "LedgerMissing": exceptions.LedgerMissing("find the run in", "s3://bucket/run", remedy="restore it"),
     "LedgerForbidden": exceptions.LedgerForbidden("write", "s3://bucket/run"),
     "InputUnreadable": exceptions.InputUnreadable(["it is gone"], source="The input", transient=True),
+    "RunIncomplete": exceptions.RunIncomplete("3 of 4 rows did not succeed.", retry_helps=True),
     "DeadlinePassed": DeadlinePassed({"j1": "QUEUED", "j2": "not seen yet"}, total=3),
 }
 

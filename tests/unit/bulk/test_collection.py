@@ -19,7 +19,7 @@ from airflow_provider_distribute.bulk import collection as collection_module
 from airflow_provider_distribute.bulk import patience
 from airflow_provider_distribute.bulk.collection import Collection, Progress, show_sending
 from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.exceptions import AccessDenied, LedgerError, LedgerUnavailable
+from airflow_provider_distribute.exceptions import AccessDenied, LedgerError, LedgerMissing, LedgerUnavailable
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Accepted, Intended, Refusal, Refused, Ticket
 from airflow_provider_distribute.ledger.rows import Landed, RowWriter, read_rows
@@ -166,9 +166,7 @@ class TestReading:
     def test_a_directory_without_a_run_is_not_a_run_that_has_ended(self, scene: Scene) -> None:
         """Whoever waits may be on a machine that does not see the worker's files."""
         collection = Collection(scene.storage, scene.world.settings)
-        with pytest.raises(
-            LedgerUnavailable, match=r"find the journal .* storage that they share"
-        ) as refused:
+        with pytest.raises(LedgerMissing, match=r"find the journal .* storage that they share") as refused:
             collection.read()
         assert not refused.value.transient
 
@@ -353,7 +351,7 @@ class TestStorage:
         """Time does not bring it."""
 
         async def act() -> None:
-            with pytest.raises(LedgerUnavailable, match="find the journal"):
+            with pytest.raises(LedgerMissing, match="find the journal"):
                 await Collection(scene.storage, scene.world.settings).begin(deadline=scene.at(HOUR))
             assert scene.now == 0
 
