@@ -251,6 +251,17 @@ class Collection:
         """
         await self._kept(self._wait(pool, deadline, poke_interval), deadline)
 
+    async def wait_and_look(self, pool: Pool, *, deadline: float, poke_interval: float) -> None:
+        """
+        Wait as :meth:`run` does; when the deadline has passed with jobs pending, look a last time.
+
+        :raises AccessDenied: the key is not accepted.
+        :raises LedgerError: what came back cannot be kept.
+        """
+        await self.run(pool, deadline=deadline, poke_interval=poke_interval)
+        if self.pending:
+            await self.look_a_last_time(pool, poke_interval=poke_interval)
+
     async def look_a_last_time(self, pool: Pool, *, poke_interval: float) -> None:
         """
         Look once more at every job that is pending, oldest first: what has ended is paid for.

@@ -13,7 +13,7 @@ import time
 import uuid
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens, spent
 from airflow_provider_distribute.bulk.inputs import MOST_PROBLEMS, Defaults, Item, Shard, items_of
@@ -21,6 +21,8 @@ from airflow_provider_distribute.bulk.kept import Asked, kept, request_from
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.exceptions import (
+    AccessDenied,
+    BudgetSpent,
     InputChanged,
     InputUnreadable,
     InvalidInput,
@@ -30,7 +32,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.ledger.journal import Journal
 from airflow_provider_distribute.ledger.lines import to_json
-from airflow_provider_distribute.ledger.records import Asking, Opened, Settled
+from airflow_provider_distribute.ledger.records import Asking, Opened, Settled, Stopped
 from airflow_provider_distribute.ledger.replay import State
 from airflow_provider_distribute.ledger.requests import RequestReader, RequestWriter
 from airflow_provider_distribute.ledger.spans import spans
@@ -48,6 +50,13 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Run", "Staged", "new_writer", "stage"]
 
 log = logging.getLogger(__name__)
+
+#: What ends the sending without ending the attempt: what was accepted by then is waited for and landed.
+_REASONS: Mapping[type, Literal["budget", "deadline", "denied"]] = {
+    BudgetSpent: "budget",
+    TimeoutError: "deadline",
+    AccessDenied: "denied",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +410,18 @@ class Run:
     @property
     def _jobs(self) -> int:
         return len(set(self.state.tickets.values()))
+
+    def sent(self, stopped: Exception | None) -> None:
+        """
+        Take up what was recorded while the run was sent, and record why that ended early.
+
+        :param stopped: Why it ended before the last row; ``None``: it did not. Only what lets the attempt go
+            on is recorded.
+        """
+        reason = _REASONS.get(type(stopped))
+        if reason:
+            self.journal.append([Stopped(reason, str(stopped))])
+        self.state = self.journal.read()
 
     def ask_again(self, rows: set[int]) -> None:
         """Record that rows are asked once more in this attempt."""

@@ -9,7 +9,8 @@ import contextlib
 import os
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -22,27 +23,19 @@ from airflow.providers.common.compat.sdk import (
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from opentelemetry import trace
 
-from airflow_provider_distribute.bulk.collection import Collection, show_sending
+from airflow_provider_distribute.bulk.attempt import Attempt
+from airflow_provider_distribute.bulk.collection import show_sending
 from airflow_provider_distribute.bulk.costs import Costs
 from airflow_provider_distribute.bulk.formats import FormatName, format_from
 from airflow_provider_distribute.bulk.inputs import Defaults, source_of, uri_of
-from airflow_provider_distribute.bulk.landing import land
 from airflow_provider_distribute.bulk.leaving import leave_behind
-from airflow_provider_distribute.bulk.manifest import (
-    dry_run_manifest,
-    manifest_of,
-    read_manifest,
-    write_manifest,
-)
+from airflow_provider_distribute.bulk.manifest import dry_run_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.policy import WINDOW, OnDeadline, OnInputChange, OnUnknown, Policy
 from airflow_provider_distribute.bulk.run import Plan, Run, stage
 from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.bulk.verdict import verdict
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.exceptions import (
-    AccessDenied,
-    BudgetSpent,
     ConnectionInvalid,
     InferenceError,
     InvalidRequest,
@@ -51,11 +44,10 @@ from airflow_provider_distribute.exceptions import (
     WorkerStopped,
 )
 from airflow_provider_distribute.ledger.directory import Directory
-from airflow_provider_distribute.ledger.records import Owner, Stopped
-from airflow_provider_distribute.ledger.requests import RequestWriter
+from airflow_provider_distribute.ledger.records import Owner
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
-from airflow_provider_distribute.operators import bulk_reports as reports
+from airflow_provider_distribute.operators.bulk_reports import BulkReports
 from airflow_provider_distribute.operators.lineage import lineage_of
 from airflow_provider_distribute.operators.mixins import (
     NET,
@@ -76,12 +68,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_distribute.bulk.attempt import Ended
+    from airflow_provider_distribute.bulk.collection import Collection
     from airflow_provider_distribute.bulk.costs import Budget
     from airflow_provider_distribute.bulk.inputs import Source
-    from airflow_provider_distribute.bulk.landing import Landing
     from airflow_provider_distribute.bulk.submission import Submitted
     from airflow_provider_distribute.models import Settings
-    from airflow_provider_distribute.waiting.pool import Pool
 
 __all__ = ["AsyncChatBulkOperator"]
 
@@ -107,12 +99,6 @@ _BRING_IT_BACK = (
     "clear the task: then it waits for those jobs. Or set on_input_change='restart' to leave them behind and "
     "pay anew"
 )
-#: What ends the sending without ending the attempt: what was accepted by then is waited for and landed.
-_REASONS: Mapping[type, Literal["budget", "deadline", "denied"]] = {
-    BudgetSpent: "budget",
-    TimeoutError: "deadline",
-    AccessDenied: "denied",
-}
 
 
 class AsyncChatBulkOperator(BaseOperator):
@@ -241,7 +227,8 @@ class AsyncChatBulkOperator(BaseOperator):
         # Every operator of Airflow has a method of the name dry_run.
         self.estimate_only = dry_run
         self.deferrable = deferrable
-        self._manifest: dict[str, Any] = {}
+        #: What was landed, for the lineage that Airflow asks for when the task has ended.
+        self._landed: dict[str, Any] = {}
         self._input: str | None = None
         self._killed = False
         self._stop: Callable[[], object] | None = None
@@ -282,11 +269,10 @@ class AsyncChatBulkOperator(BaseOperator):
             self._input = uri_of(self.requests)
             if self._input is not None:
                 context["ti"].xcom_push(key=_INPUT, value=self._input)
-            reports.begun(self.log, run, staged.cost)
+            BulkReports(self.log).begun(run, staged.cost)
             with self._nothing_left_unsaid(run):
-                self._send(run, run.budget(staged.costs), deadline)
-                landing = self._wait_and_land(run, deadline)
-            return self._end(run, landing, context)
+                ended = self._attempt(run, deadline).begin(staged.costs)
+            return self._end(ended, context)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Land what came back, repair what is invalid, and say how it ended."""
@@ -295,9 +281,7 @@ class AsyncChatBulkOperator(BaseOperator):
             raise error(self._what_goes_on(outcome.message, context))
         with airflow_errors():
             run = self._reopen(outcome.run_uri, self._plan_again(context))
-            with self._nothing_left_unsaid(run):
-                landing = self._wait_and_land(run, outcome.deadline)
-            return self._end(run, landing, context)
+            return self._resume(run, outcome.deadline, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; what Airflow itself says of the deferral drops our arguments, and has its place here."""
@@ -317,9 +301,7 @@ class AsyncChatBulkOperator(BaseOperator):
         with airflow_errors():
             plan = self._plan_again(context)
             run = self._reopen(self._run_uri(plan.owner), plan)
-            with self._nothing_left_unsaid(run):
-                landing = self._wait_and_land(run, deadline)
-            return self._end(run, landing, context)
+            return self._resume(run, deadline, context)
 
     def _what_goes_on(self, why: str, context: Context) -> str:
         """Say that nobody waits any more, and what for."""
@@ -330,31 +312,27 @@ class AsyncChatBulkOperator(BaseOperator):
                 follows = f"; an attempt that finds {uri!r} waits for it instead of paying again"
         return f"{told} What was accepted goes on and is billed{follows}."
 
-    def _wait_and_land(self, run: Run, deadline: float) -> Landing:
-        """Wait for what runs and land it; ask again what is invalid, until nothing is left to ask."""
-        while True:
-            self._wait(run, deadline)
-            folder = f"repairs/{run.writer}-{run.state.rounds}"
-            may_repair = (
-                run.state.rounds <= self.policy.repair_attempts
-                and run.state.stopped is None
-                and time.time() < deadline
-            )
-            landing = self._land(run, RequestWriter(run.directory, folder) if may_repair else None)
-            if not landing.repairs:
-                return landing
-            self.log.info(
-                "%d answers do not fit output_type; asking again with the reason.", len(landing.repairs)
-            )
-            run.ask_again(set(landing.repairs))
-            self._send(run, run.budget(landing.repairs), deadline, folder)
+    def _attempt(self, run: Run, deadline: float) -> Attempt:
+        return Attempt(
+            run,
+            deadline=deadline,
+            submit=lambda budget, folder: asyncio.run(self._submit(run, budget, deadline, folder)),
+            wait=partial(self._wait, run, deadline),
+            before_step=self._refuse_to_go_on_if_killed,
+            reports=BulkReports(self.log),
+            logger=self.log,
+        )
 
-    def _end(self, run: Run, landing: Landing, context: Context) -> dict[str, Any]:
-        results = self._manifest["results"]
-        stopped = run.state.stopped
-        if error := verdict(landing.counts, stopped, self.policy, results=results, reason=landing.reason):
-            raise error
-        delivered = self._deliver(context, self._manifest)
+    def _resume(self, run: Run, deadline: float, context: Context) -> dict[str, Any]:
+        with self._nothing_left_unsaid(run):
+            ended = self._attempt(run, deadline).resume()
+        return self._end(ended, context)
+
+    def _end(self, ended: Ended, context: Context) -> dict[str, Any]:
+        self._landed = ended.manifest
+        if ended.error:
+            raise ended.error
+        delivered = self._deliver(context, ended.manifest)
         RunNote(context.get("task_state_store")).drop()
         return delivered
 
@@ -448,21 +426,6 @@ class AsyncChatBulkOperator(BaseOperator):
 
     # Sending --------------------------------------------------------------------------------------
 
-    def _send(self, run: Run, budget: Budget, deadline: float, folder: str | None = None) -> None:
-        self._refuse_to_go_on_if_killed()
-        if not run.state.open:
-            return
-        with _tracer.start_as_current_span("bulk.send", attributes={"rows": len(run.state.open)}):
-            submitted = asyncio.run(self._submit(run, budget, deadline, folder))
-        stopped = submitted.stopped
-        reason = _REASONS.get(type(stopped))
-        if reason:
-            run.journal.append([Stopped(reason, str(stopped))])
-        run.state = run.journal.read()
-        reports.sent(self.log, run, submitted)
-        if stopped is not None and not reason:
-            raise stopped
-
     async def _submit(self, run: Run, budget: Budget, deadline: float, folder: str | None) -> Submitted:
         plan = run.plan
         async with await AsyncClient.open(plan.settings) as client:
@@ -484,30 +447,24 @@ class AsyncChatBulkOperator(BaseOperator):
 
     # Waiting --------------------------------------------------------------------------------------
 
-    def _wait(self, run: Run, deadline: float) -> None:
+    def _wait(self, run: Run, deadline: float, collection: Collection) -> None:
         """Wait on the triggerer, or here; when the deadline has passed, look a last time, here."""
-        collection = Collection(run.directory, run.plan.settings, logger=self.log)
-        collection.read()
-        if not collection.pending:
-            return
         if self.deferrable and time.time() < deadline:
             self._refuse_to_go_on_if_killed()
             self._defer_until(deadline, run.directory.uri)
-        asyncio.run(self._wait_here(collection, run, deadline))
+        asyncio.run(self._wait_here(run, deadline, collection))
 
-    async def _wait_here(self, collection: Collection, run: Run, deadline: float) -> None:
+    async def _wait_here(self, run: Run, deadline: float, collection: Collection) -> None:
+        poke_interval = self.policy.poke_interval
         async with metered_pool(run.plan.settings) as pool:
-            waiting = asyncio.ensure_future(self._see_them_end(collection, pool, deadline))
+            waiting = asyncio.ensure_future(
+                collection.wait_and_look(pool, deadline=deadline, poke_interval=poke_interval)
+            )
             with self._stopped_by(waiting.cancel):
                 await asyncio.wait((waiting,))
             if waiting.cancelled():
                 raise _told_to_stop()
             waiting.result()
-
-    async def _see_them_end(self, collection: Collection, pool: Pool, deadline: float) -> None:
-        await collection.run(pool, deadline=deadline, poke_interval=self.policy.poke_interval)
-        if collection.pending:
-            await collection.look_a_last_time(pool, poke_interval=self.policy.poke_interval)
 
     def _defer_until(self, deadline: float, run_uri: str) -> NoReturn:
         self.defer(
@@ -521,19 +478,6 @@ class AsyncChatBulkOperator(BaseOperator):
             timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
         )
         raise AssertionError("unreachable: defer raises")  # pragma: no cover
-
-    # Landing --------------------------------------------------------------------------------------
-
-    def _land(self, run: Run, repair: RequestWriter | None) -> Landing:
-        format_ = format_from(self.policy.results_format)
-        with _tracer.start_as_current_span("bulk.land", attributes={"rows": run.state.count}):
-            landing = land(run, format_, repair=repair, before_row=self._refuse_to_go_on_if_killed)
-            if not landing.repairs:
-                before = read_manifest(run.directory)
-                self._manifest = manifest_of(run, landing, results=format_.file, now=time.time())
-                write_manifest(run.directory, self._manifest)
-                reports.landed(self.log, run, landing, self._manifest, before)
-        return landing
 
     # Stopping -------------------------------------------------------------------------------------
 
@@ -577,11 +521,11 @@ class AsyncChatBulkOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the input and the results as datasets, with counts and tokens."""
-        return lineage_of(self._input, self._manifest)
+        return lineage_of(self._input, self._landed)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the same: a run that fails has landed what there is."""
-        return lineage_of(self._input, self._manifest)
+        return lineage_of(self._input, self._landed)
 
 
 def _told_to_stop() -> WorkerStopped:

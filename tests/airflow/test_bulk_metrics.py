@@ -24,7 +24,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """The spans that have ended."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("airflow_provider_distribute.operators.bulk._tracer", provider.get_tracer("test"))
+    for module in ("operators.bulk", "bulk.attempt"):
+        tracer = provider.get_tracer("test")
+        monkeypatch.setattr(f"airflow_provider_distribute.{module}._tracer", tracer)
     return exporter
 
 

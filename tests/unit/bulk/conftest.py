@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_distribute.bulk import collection, patience, submission
+from airflow_provider_distribute.bulk import attempt, collection, patience, submission
 from airflow_provider_distribute.pacing import Backoff
+from airflow_provider_distribute.waiting import results
 from tests.unit.bulk.world import World
 from tests.unit.storage import Store
 
@@ -27,7 +28,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def timeless(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world on a store in memory, in which days pass in milliseconds."""
-    for module in (submission, collection, patience):
+    for module in (submission, collection, patience, attempt, results):
         monkeypatch.setattr(module, "time", clock)
     return World(tmp_path, store=Store(), clock=clock)
 

@@ -68,7 +68,9 @@ class Repaired:
         """Live a life; return the manifest, if it is long enough for one."""
         self.world.lead(life)
         try:
-            return self.world.attempt(ASKED, window=WINDOW, repairs=1, output_type=output_type_from(Word))
+            return self.world.attempt(
+                ASKED, window=WINDOW, repair_attempts=1, output_type=output_type_from(Word)
+            )
         except Killed:
             self.kills += 1
             return None

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pydantic
@@ -19,18 +17,13 @@ from airflow_provider_distribute.bulk.landing import Landing, land
 from airflow_provider_distribute.bulk.leaving import leave_behind
 from airflow_provider_distribute.bulk.manifest import manifest_of_stopped, read_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
-from airflow_provider_distribute.bulk.submission import Submission
-from airflow_provider_distribute.exceptions import BudgetSpent, WorkerStopped
+from airflow_provider_distribute.bulk.run import Run
+from airflow_provider_distribute.exceptions import WorkerStopped
 from airflow_provider_distribute.ledger.lines import checked
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.ledger.rows import RowWriter, read_rows
-from tests.unit.bulk.world import FAR, World, prompts, statuses
+from tests.unit.bulk.world import World, planned, prompts, statuses
 from tests.unit.storage import Failing
-
-if TYPE_CHECKING:
-    from airflow_provider_distribute.bulk.run import Run
-
-pytestmark = pytest.mark.usefixtures("impatient")
 
 
 class Word(pydantic.BaseModel):
@@ -46,8 +39,13 @@ UNANSWERED = httpx.Response(500, json={"message": "down"})
 PROMPT, COMPLETION = 10, 20
 
 
-def soon() -> float:
-    return time.time() + 1
+@pytest.fixture
+def world(timeless: World) -> World:
+    return timeless
+
+
+def soon(world: World) -> float:
+    return world.now() + 5
 
 
 def paid_for(manifest: dict[str, Any]) -> float:
@@ -60,19 +58,6 @@ def repairs_of(run: Run, name: str) -> Landing:
     """Land, and write what is asked to repair the invalid rows."""
     run.state = run.journal.read()
     return land(run, format_from("jsonl"), repair=RequestWriter(run.directory, f"repairs/{name}"))
-
-
-def repair(world: World, run: Run, name: str) -> Any:
-    """Do one round of repairs; return how the sending went."""
-
-    async def sent() -> Any:
-        async with world.client() as client:
-            return await Submission(run, client, budget, deadline=FAR, folder=f"repairs/{name}").run()
-
-    landing = repairs_of(run, name)
-    run.ask_again(set(landing.repairs))
-    budget = run.budget(landing.repairs)
-    return asyncio.run(sent())
 
 
 class TestCost:
@@ -144,7 +129,7 @@ class TestBudget:
         world.service.answer = lambda prompt: "ERROR"
         world.attempt(prompts(3))
         run, staged = world.take_up(prompts(3))
-        asyncio.run(world.submit(run, staged))
+        world.run(world.submit(run, staged))
         run.state = run.journal.read()
         assert spent(run.lines(), run.state, Costs(world.settings)) == pytest.approx(2 * staged.cost)
 
@@ -152,12 +137,12 @@ class TestBudget:
         """The same in the round that sends it and in every later one."""
         world.service.answer = lambda prompt: "no JSON"
         world.attempt(prompts(1), **TYPED)
-        run, staged = world.take_up(prompts(1), **TYPED)
-        asyncio.run(world.submit(run, staged))
-        asyncio.run(world.collect())
+        run, staged = world.take_up(prompts(1), repair_attempts=1, **TYPED)
+        world.run(world.submit(run, staged))
+        world.run(world.collect())
         before = spent(run.lines(), run.journal.read(), Costs(world.settings))
         estimate = repairs_of(run, "estimate").repairs[0]
-        repair(world, run, "first")
+        world.resume(run)
         after = spent(run.lines(), run.journal.read(), Costs(world.settings))
         assert estimate > staged.costs[0]
         assert after - before == pytest.approx(estimate)
@@ -167,17 +152,11 @@ class TestBudget:
         world.service.answer = lambda prompt: "no JSON"
         _, staged = world.take_up(prompts(3), **TYPED)
         limit = 6 * staged.costs[0]
-        run, staged = world.take_up(prompts(3), max_cost=limit, **TYPED)
-        asyncio.run(world.submit(run, staged))
-        stopped = None
-        for number in range(9):
-            asyncio.run(world.collect())
-            stopped = repair(world, run, f"round-{number}").stopped
-            run.state = run.journal.read()
-            assert spent(run.lines(), run.state, Costs(world.settings)) <= limit
-            if stopped:
-                break
-        assert isinstance(stopped, BudgetSpent)
+        world.attempt(prompts(3), max_cost=limit, repair_attempts=9, **TYPED)
+        run = Run(world.directory(), planned(world.settings, **TYPED))
+        assert spent(run.lines(), run.state, Costs(world.settings)) <= limit
+        assert run.state.stopped is not None
+        assert run.state.stopped.reason == "budget"
         assert 3 < world.service.paid < 6
 
     def test_a_repair_reads_the_longest_answer_there_may_be(self) -> None:
@@ -192,7 +171,7 @@ class TestGoingOn:
     def test_an_old_job_of_a_row_that_was_asked_again_goes_on(self, world: World) -> None:
         """Nobody looks at it any more, and it is billed."""
         world.service.answer = lambda prompt: None if prompt == "Question 1" else "Yes"
-        first = world.attempt(prompts(2), deadline=soon())
+        first = world.attempt(prompts(2), deadline=soon(world))
         world.service.answer = lambda prompt: "Yes"
         second = world.attempt(prompts(2))
         assert first["going_on"] == {"jobs": 1, "job_ids": ["Question 1#0"]}
@@ -202,14 +181,14 @@ class TestGoingOn:
     def test_one_job_for_identical_requests_is_one_job(self, world: World) -> None:
         """However many rows it leaves expired."""
         world.service.answer = lambda prompt: None
-        manifest = world.attempt(["Same"] * 3, dedupe=True, deadline=soon())
+        manifest = world.attempt(["Same"] * 3, dedupe=True, deadline=soon(world))
         assert manifest["counts"]["expired"] == 3
         assert manifest["going_on"] == {"jobs": 1, "job_ids": ["Same#0"]}
 
     def test_of_an_input_that_was_replaced_only_what_has_not_ended(self, world: World) -> None:
         """The others were seen."""
         world.service.answer = lambda prompt: None if prompt == "Question 1" else "Yes"
-        world.attempt(prompts(3), deadline=soon())
+        world.attempt(prompts(3), deadline=soon(world))
         manifest = world.attempt(["Something else"], on_input_change="restart")
         assert manifest["going_on"] == {"jobs": 1, "job_ids": ["Question 1#0"]}
 
@@ -220,7 +199,7 @@ class TestNewestAndOldest:
     def test_an_old_job_is_waited_for_when_nothing_can_be_sent(self, world: World) -> None:
         """It is paid for."""
         world.service.answer = lambda prompt: None
-        world.attempt(prompts(1), deadline=soon())
+        world.attempt(prompts(1), deadline=soon(world))
         world.service.answer = lambda prompt: "Late, but paid"
         manifest = world.attempt(prompts(1), max_cost=1e-12)
         assert (manifest["counts"]["succeeded"], world.service.paid) == (1, 1)
@@ -228,7 +207,7 @@ class TestNewestAndOldest:
     def test_an_old_job_that_ended_well_beats_a_refusal(self, world: World) -> None:
         """There is an answer, whatever the service says about the question now."""
         world.service.answer = lambda prompt: None
-        world.attempt(prompts(1), deadline=soon())
+        world.attempt(prompts(1), deadline=soon(world))
         world.service.submit = lambda prompt, time: httpx.Response(400, json={"message": "too odd"})
         world.service.answer = lambda prompt: "Late, but paid"
         assert world.attempt(prompts(1))["counts"]["succeeded"] == 1
@@ -236,7 +215,7 @@ class TestNewestAndOldest:
     def test_a_row_that_its_old_job_answered_is_not_paid_again(self, world: World) -> None:
         """Although nobody knows what became of its newest request."""
         world.service.answer = lambda prompt: None
-        world.attempt(prompts(1), deadline=soon())
+        world.attempt(prompts(1), deadline=soon(world))
         world.service.submit = lambda prompt, time: UNANSWERED
         world.service.answer = lambda prompt: "Late, but paid"
         assert world.attempt(prompts(1), on_unknown="leave")["counts"]["succeeded"] == 1
@@ -260,7 +239,7 @@ class TestIdenticalRequests:
     def test_one_that_expired_is_asked_again_once(self, world: World) -> None:
         """For all rows."""
         world.service.answer = lambda prompt: None
-        world.attempt(["Same"] * 3, dedupe=True, deadline=soon())
+        world.attempt(["Same"] * 3, dedupe=True, deadline=soon(world))
         world.service.answer = lambda prompt: "Yes"
         assert world.attempt(["Same"] * 3, dedupe=True)["counts"]["succeeded"] == 3
         assert world.service.paid == 2
@@ -268,13 +247,11 @@ class TestIdenticalRequests:
     def test_one_that_is_invalid_is_repaired_once(self, world: World) -> None:
         """The better answer is everybody's."""
         world.service.answer = lambda prompt: "no JSON"
-        run, staged = world.take_up(["Same"] * 3, dedupe=True, **TYPED)
-        asyncio.run(world.submit(run, staged))
-        asyncio.run(world.collect())
+        run, staged = world.take_up(["Same"] * 3, dedupe=True, repair_attempts=1, **TYPED)
+        world.run(world.submit(run, staged))
+        world.run(world.collect())
         world.service.answer = lambda prompt: GOOD
-        repair(world, run, "x")
-        asyncio.run(world.collect())
-        assert world.land(run)["counts"]["succeeded"] == 3
+        assert world.resume(run).manifest["counts"]["succeeded"] == 3
         assert world.service.paid == 2
 
     def test_one_that_is_unknown_is_unknown_once(self, world: World) -> None:
@@ -304,14 +281,14 @@ class TestManifest:
     def test_no_more_than_a_hundred_ids_are_named(self, world: World) -> None:
         """The rest is in the results."""
         world.service.answer = lambda prompt: None
-        going_on = world.attempt(prompts(101), deadline=soon())["going_on"]
+        going_on = world.attempt(prompts(101), deadline=soon(world))["going_on"]
         assert (going_on["jobs"], len(going_on["job_ids"])) == (101, 100)
 
     def test_a_stopped_attempt_says_what_it_leaves(self, world: World) -> None:
         """What was accepted, what is unknown, what was not sent."""
         world.service.submit = lambda prompt, time: UNANSWERED if prompt == "Question 1" else None
         run, staged = world.take_up(prompts(3), on_unknown="leave")
-        asyncio.run(world.submit(run, staged))
+        world.run(world.submit(run, staged))
         run.state = run.journal.read()
         manifest = manifest_of_stopped(run.directory, run.state, {}, why="Told to.", now=5.0)
         assert manifest["stopped"] == {
@@ -327,8 +304,10 @@ class TestManifest:
         """The results are there as they were; only what was accepted since is new."""
         world.service.answer = lambda prompt: "ERROR" if prompt == "Question 1" else "Yes"
         landed = world.attempt(prompts(3))
+        assert world.clock
+        world.clock.sleep(60)
         run, staged = world.take_up(prompts(3))
-        asyncio.run(world.submit(run, staged))
+        world.run(world.submit(run, staged))
         run.state = run.journal.read()
         assert leave_behind(run.directory, attempt=2, why="Told to.")
         manifest = read_manifest(run.directory)
@@ -340,7 +319,7 @@ class TestManifest:
     def test_a_manifest_that_cannot_be_read_is_none(self, world: World, text: str) -> None:
         """Nothing depends on it but what people are told."""
         run, _ = world.take_up(prompts(1))
-        (world.path / "manifest.json").write_text(text)
+        run.directory.overwrite("manifest.json", text.encode())
         assert read_manifest(run.directory) == {}
 
 
@@ -420,19 +399,15 @@ class TestAskedInVain:
     def run(self, timeless: World) -> Run:
         """A run with one answer that does not fit, which is about to be asked again."""
         timeless.service.answer = lambda prompt: "paid, but no JSON"
-        run, staged = timeless.take_up(prompts(1), on_unknown="leave", **TYPED)
+        run, staged = timeless.take_up(prompts(1), on_unknown="leave", repair_attempts=1, **TYPED)
         timeless.run(timeless.submit(run, staged))
         timeless.run(timeless.collect())
         return run
 
     @staticmethod
     def repaired(world: World, run: Run) -> dict[str, Any]:
-        """Ask again, wait, and land; return the row."""
-        landing = repairs_of(run, "x")
-        run.ask_again(set(landing.repairs))
-        world.run(world._send(run, landing.repairs, deadline=FAR, folder="repairs/x"))
-        world.run(world.collect(deadline=world.now() + 5))
-        world.land(run)
+        """Land, ask again, wait, and land; return the row."""
+        world.resume(run, deadline=soon(world))
         (row,) = world.results()
         assert row["raw_output"] == "paid, but no JSON"
         assert row["usage"]["prompt_tokens"] == PROMPT

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import httpx
@@ -13,7 +12,9 @@ import pydantic
 import pytest
 
 from airflow_provider_distribute.bulk.costs import Budget, Costs, Tokens
+from airflow_provider_distribute.bulk.formats import format_from
 from airflow_provider_distribute.bulk.inputs import Defaults
+from airflow_provider_distribute.bulk.landing import land
 from airflow_provider_distribute.bulk.manifest import dry_run_manifest
 from airflow_provider_distribute.bulk.output_types import output_type_from
 from airflow_provider_distribute.bulk.run import Plan, Run
@@ -39,12 +40,12 @@ class Word(pydantic.BaseModel):
 class TestRetries:
     """A retry asks only what is missing or bad."""
 
-    def test_a_retry_sends_only_the_bad_rows(self, world: World) -> None:
+    def test_a_retry_sends_only_the_bad_rows(self, timeless: World) -> None:
         """Invalid, failed and expired rows are asked again; the good ones stay."""
         bad = {"Question 1": "no JSON", "Question 2": "ERROR", "Question 3": None}
-        world.service.answer = lambda prompt: bad.get(prompt, '{"word": "yes"}')
+        timeless.service.answer = lambda prompt: bad.get(prompt, '{"word": "yes"}')
         plan: dict[str, Any] = {"output_type": output_type_from(Word)}
-        first = world.attempt(prompts(20), deadline=time.time() + 2, **plan)
+        first = timeless.attempt(prompts(20), deadline=timeless.now() + 2, **plan)
         assert first["counts"] == {
             "succeeded": 17,
             "failed": 1,
@@ -55,9 +56,9 @@ class TestRetries:
         }
         assert first["going_on"] == {"jobs": 1, "job_ids": ["Question 3#0"]}
         bad.clear()
-        second = world.attempt(prompts(20), **plan)
-        assert (second["counts"]["succeeded"], world.service.paid, second["attempt"]) == (20, 23, 2)
-        assert [row["attempts"] for row in world.results()][:5] == [1, 2, 2, 2, 1]
+        second = timeless.attempt(prompts(20), **plan)
+        assert (second["counts"]["succeeded"], timeless.service.paid, second["attempt"]) == (20, 23, 2)
+        assert [row["attempts"] for row in timeless.results()][:5] == [1, 2, 2, 2, 1]
 
     def test_a_clear_of_a_good_run_pays_nothing(self, world: World) -> None:
         """It lands the same rows again."""
@@ -147,8 +148,7 @@ class TestRetries:
     def test_rows_that_were_not_sent_say_so(self, world: World) -> None:
         """One row for each input, always."""
         run, _staged = world.take_up(prompts(3))
-        run.state = run.journal.read()
-        world.land(run)
+        world.resume(run)
         assert list(statuses(world.results())) == ["not_submitted"] * 3
         assert world.results()[0]["error"]["type"] == "not_submitted"
 
@@ -237,7 +237,7 @@ class TestResults:
         plan: dict[str, Any] = {"output_type": output_type_from(Word)}
         world.attempt(prompts(2), **plan)
         run, _ = world.take_up(prompts(2), **plan)
-        world.land(run, repair=RequestWriter(world.directory(), "repairs/x"))
+        land(run, format_from("jsonl"), repair=RequestWriter(world.directory(), "repairs/x"))
         run.ask_again({0, 1})
         asked = {asked.row: asked.request for asked in run.requests("repairs/x")}
         assert [message["role"] for message in asked[0].messages] == ["system", "user", "assistant", "user"]

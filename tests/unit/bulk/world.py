@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 from upath import UPath
 
+from airflow_provider_distribute.bulk.attempt import Attempt
 from airflow_provider_distribute.bulk.collection import Collection
-from airflow_provider_distribute.bulk.formats import format_from
 from airflow_provider_distribute.bulk.inputs import source_of
-from airflow_provider_distribute.bulk.landing import land
-from airflow_provider_distribute.bulk.manifest import manifest_of, write_manifest
 from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission, Submitted
 from airflow_provider_distribute.client import AsyncClient
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Owner
-from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.waiting.pool import Pool
 from tests.unit.contracts import DISTRIBUTE
 from tests.unit.storage import READING, directory_on
@@ -36,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from airflow_provider_distribute.bulk.formats import FormatName
+    from airflow_provider_distribute.bulk.attempt import Ended
+    from airflow_provider_distribute.bulk.costs import Budget
     from airflow_provider_distribute.models import Settings
     from tests.unit.clock import Clock
     from tests.unit.storage import Store
@@ -201,10 +199,10 @@ class World:
 
     async def submit(self, run: Run, staged: Any, *, deadline: float = FAR, **more: Any) -> Submitted:
         """Send what is missing."""
-        return await self._send(run, staged.costs, deadline=deadline, **more)
+        budget = await asyncio.to_thread(run.budget, staged.costs)
+        return await self._submit(run, budget, deadline=deadline, **more)
 
-    async def _send(self, run: Run, estimates: Any, **more: Any) -> Submitted:
-        budget = await asyncio.to_thread(run.budget, estimates)
+    async def _submit(self, run: Run, budget: Budget, **more: Any) -> Submitted:
         async with self.client() as client:
             return await Submission(run, client, budget, **more).run()
 
@@ -212,51 +210,48 @@ class World:
         """Wait for what is running."""
         collection = Collection(self.directory(), self.settings)
         await asyncio.to_thread(collection.read)
-        pool = Pool(self.settings, open_client=self._open)
-        await collection.run(pool, deadline=deadline, poke_interval=poke_interval)
-        if collection.pending:
-            await collection.look_a_last_time(pool, poke_interval=poke_interval)
+        await self._wait(collection, deadline, poke_interval)
         return collection
+
+    async def _wait(self, collection: Collection, deadline: float, poke_interval: float) -> None:
+        pool = Pool(self.settings, open_client=self._open)
+        await collection.wait_and_look(pool, deadline=deadline, poke_interval=poke_interval)
 
     @contextlib.asynccontextmanager
     async def _open(self, settings: Settings) -> AsyncIterator[AsyncClient]:
         async with self.client() as client:
             yield client
 
-    def land(self, run: Run, *, format_: FormatName = "jsonl", **more: Any) -> dict[str, Any]:
-        """Land what has come back."""
-        run.state = run.journal.read()
-        chosen = format_from(format_)
-        landing = land(run, chosen, **more)
-        manifest = manifest_of(run, landing, results=chosen.file, now=time.time())
-        write_manifest(run.directory, manifest)
-        return manifest
-
-    def attempt(
+    def attempt_at(
         self,
-        requests: Any,
+        run: Run,
         *,
         deadline: float = FAR,
         poke_interval: float = 0.1,
-        repairs: int = 0,
-        **plan: Any,
+        **otherwise: Any,
+    ) -> Attempt:
+        """Return an attempt at a run that was taken up; it sends and waits here, unless told otherwise."""
+
+        def submit(budget: Budget, folder: str | None) -> Submitted:
+            return self.run(self._submit(run, budget, deadline=deadline, folder=folder))
+
+        def wait(collection: Collection) -> None:
+            self.run(self._wait(collection, deadline, poke_interval))
+
+        here: dict[str, Any] = {"submit": submit, "wait": wait}
+        return Attempt(run, deadline=deadline, **here | otherwise)
+
+    def attempt(
+        self, requests: Any, *, deadline: float = FAR, poke_interval: float = 0.1, **plan: Any
     ) -> dict[str, Any]:
-        """Do all of it: submit, collect, repair so often, land."""
-
-        async def both(estimates: Any, folder: str | None = None) -> None:
-            await self._send(run, estimates, deadline=FAR, folder=folder)
-            await self.collect(deadline=deadline, poke_interval=poke_interval)
-
+        """Do all of it: take up, send, wait, land, repair; return the manifest."""
         run, staged = self.take_up(requests, **plan)
-        self.run(both(staged.costs))
-        for number in range(repairs):
-            run.state = run.journal.read()
-            folder = f"repairs/{run.writer}-{number}"
-            landing = land(run, format_from("jsonl"), repair=RequestWriter(run.directory, folder))
-            if landing.repairs:
-                run.ask_again(set(landing.repairs))
-                self.run(both(landing.repairs, folder))
-        return self.land(run)
+        attempt = self.attempt_at(run, deadline=deadline, poke_interval=poke_interval)
+        return attempt.begin(staged.costs).manifest
+
+    def resume(self, run: Run, *, deadline: float = FAR) -> Ended:
+        """Go on with an attempt in another process, which knows what was recorded."""
+        return self.attempt_at(Run(self.directory(), run.plan), deadline=deadline).resume()
 
     def results(self) -> list[dict[str, Any]]:
         """Return the rows."""
