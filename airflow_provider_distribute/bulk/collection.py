@@ -16,7 +16,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.patience import insist
@@ -57,11 +57,13 @@ _FIRST_LINE, _LAST_LINE = 30.0, 600.0
 #: The rows of one ticket. A job has one row, and a hundred thousand tuples of one number are too much.
 _Rows = int | tuple[int, ...]
 
+_Phase = Literal["sending", "waiting", "ended", "deadline"]
+
 
 @dataclass(slots=True)
 class Progress:
     """
-    Where a run is, for people.
+    Where a run is, for people: nothing is decided by it.
 
     :ivar total: Rows whose requests were accepted.
     :ivar succeeded: Of these, ended well.
@@ -70,7 +72,10 @@ class Progress:
     :ivar unknown: Rows whose requests may have been accepted, without our knowing.
     :ivar not_sent: Rows whose requests are still to be sent, by this attempt or the next.
     :ivar cost: US dollars of what has ended, an estimate.
-    :ivar state: ``sending``, ``waiting``, ``ended`` or ``deadline``.
+    :ivar state: What it does, or how the wait ended.
+    :ivar started: Epoch seconds at which this sending or this wait began. People see only what follows of it
+        and of the next one: how fast rows end.
+    :ivar ended_before: How many rows had ended by then.
     """
 
     total: int = 0
@@ -80,7 +85,7 @@ class Progress:
     unknown: int = 0
     not_sent: int = 0
     cost: float = 0.0
-    state: str = "waiting"
+    state: _Phase = "waiting"
     started: float = 0.0
     ended_before: int = 0
 
@@ -186,6 +191,7 @@ class Collection:
         self._full = asyncio.Event()
         self._room = asyncio.Event()
         self._turned_away = False
+        self._all_seen = False
         self.progress = Progress()
         self.attempt = 0
 
@@ -278,6 +284,7 @@ class Collection:
 
     async def _kept(self, seeing: Coroutine[None, None, None], deadline: float) -> None:
         """Keep what is seen, until everything is."""
+        self._all_seen = False
         self.progress.state = "waiting"
         keeping = asyncio.create_task(self._keep(deadline))
         telling = asyncio.create_task(self._tell())
@@ -287,6 +294,7 @@ class Collection:
             if waiting.done():
                 waiting.result()
                 self.progress.state = "deadline" if self._rows_of else "ended"
+                self._all_seen = True
                 self._full.set()
             await keeping
         finally:
@@ -353,9 +361,9 @@ class Collection:
 
     async def _keep(self, deadline: float) -> None:
         while True:
-            over = self.progress.state != "waiting"
+            last = self._all_seen
             await self._insist(self._keep_now, deadline)
-            if over:
+            if last:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), _PATIENCE)
