@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, get_args
 
 from airflow_provider_distribute.exceptions import InvalidRequest
 from airflow_provider_distribute.ledger.lines import to_json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "STATUSES", "Format", "FormatName", "Row", "Status", "format_from"]
 
 Status = Literal["succeeded", "failed", "invalid", "expired", "unknown", "not_submitted"]
-STATUSES: tuple[Status, ...] = ("succeeded", "failed", "invalid", "expired", "unknown", "not_submitted")
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 FormatName = Literal["jsonl", "parquet", "openai_batch"]
 
@@ -64,6 +64,16 @@ class Row:
     attempts: int = 0
     submitted_at: str | None = None
     finished_at: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended with an answer that fits."""
+        return self.status == "succeeded"
+
+    @property
+    def answered(self) -> bool:
+        """Whether it ended with an answer, even one that does not fit."""
+        return self.status in ("succeeded", "invalid")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -132,7 +142,7 @@ class _OpenAIBatch(Format):
 
     def write(self, row: Row, result: Mapping[str, Any] | None) -> None:
         line: dict[str, Any] = {"id": f"batch_req_{row.index}", "custom_id": row.custom_id}
-        if result is not None and row.status in ("succeeded", "invalid"):
+        if result is not None and row.answered:
             body = {
                 "id": row.job_id,
                 "object": "chat.completion",

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_distribute.bulk.costs import Costs, Tokens
 from airflow_provider_distribute.bulk.formats import STATUSES, Row
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from airflow_provider_distribute.bulk.formats import Format, Status
+    from airflow_provider_distribute.bulk.formats import Format
     from airflow_provider_distribute.bulk.output_types import OutputType
     from airflow_provider_distribute.bulk.run import Run
     from airflow_provider_distribute.ledger.directory import Directory
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Landing", "Spool", "land"]
 
-#: The type of error of a row whose newest answer does not fit.
-_UNFIT = "invalid_output"
 #: Different reasons that are counted; whatever goes wrong most often is among the first.
 _MOST_REASONS = 1000
 #: An answer is what the run has paid for, so no log or error quotes what is wrong with it.
@@ -92,11 +90,11 @@ class Landing:
         most = self.reasons.most_common(1)
         return "".join(f"{reason.rstrip('.')} (rows: {count})" for reason, count in most)
 
-    def settle(self, row_number: int, status: Status) -> None:
+    def settle(self, row_number: int, row: Row) -> None:
         """Sort a row that is asked for itself by what a later attempt does with it."""
-        if status == "unknown":
+        if row.status == "unknown":
             self.unknown_rows.add(row_number)
-        elif status != "succeeded":
+        elif not row.succeeded:
             self.again.add(row_number)
 
     def pay(self, usage: Mapping[str, Any] | None, cost: float | None) -> None:
@@ -189,43 +187,69 @@ def land(
     :raises LedgerError: the run's record cannot be used.
     """
     landing = Landing()
-    costs = Costs(run.plan.settings)
-    repeated = {row for row, _ in chain(run.state.superseded, run.state.replaced)}
-    asked: dict[int, str] = {}
     replacing = run.directory.replacing(
         format_.file, once_complete=lambda: run.settle(landing.again, landing.unknown_rows)
     )
     with Spool(run.directory, run.state) as spool, replacing as stream:
         rows = format_(stream)
+        merge = _Merge(run, spool, landing, rows, repair)
         for line in run.lines():
             before_row()
-            number, primary, model = line["row"], line.get("same_as", line["row"]), line["request"]["model"]
-            landing.models.add(model)
-            if number in repeated:
-                asked[number] = model
-            text = spool.newest(primary)
-            answer = None if text is None else _Answer.read(text, model, costs)
-            earlier = (_Answer.read(text, model, costs) for text in spool.earlier(primary))
-            row, told = _row(run, line, primary, answer, earlier)
-            if primary == number:
-                landing.settle(number, row.status)
-                if answer:
-                    landing.pay(answer.result["usage"], answer.cost)
-            else:
-                row = replace(row, usage=None, cost=0.0, attempts=0)
-            landing.count(row)
-            rows.write(row, told.result if told else None)
-            if repair and _told(row)["type"] == _UNFIT and primary == number:
-                repair.add({**line, "request": _repaired(line, row)})
-                landing.repairs[number] = costs.of(model, costs.needs(request_from(line)).repair) or 0.0
-        for number, text in spool.older():
-            answer = _Answer.read(text, asked.get(number), costs)
-            landing.pay(answer.result["usage"], answer.cost)
+            merge.land_row(line)
+        merge.pay_for_older()
         landing.going_on = spool.going_on()
         rows.close()
         if repair:
             repair.flush()
     return landing
+
+
+class _Merge:
+    """Brings requests, in input order, together with what came back for each."""
+
+    def __init__(
+        self, run: Run, spool: Spool, landing: Landing, rows: Format, repair: RequestWriter | None
+    ) -> None:
+        self._run = run
+        self._spool = spool
+        self._landing = landing
+        self._rows = rows
+        self._repair = repair
+        self._costs = Costs(run.plan.settings)
+        self._repeated = {row for row, _ in chain(run.state.superseded, run.state.replaced)}
+        self._asked: dict[int, str] = {}
+
+    def land_row(self, line: Mapping[str, Any]) -> None:
+        """Write and count a row, and write what asks for a better answer where one is due."""
+        number, primary, model = line["row"], line.get("same_as", line["row"]), line["request"]["model"]
+        self._landing.models.add(model)
+        if number in self._repeated:
+            self._asked[number] = model
+        text = self._spool.newest(primary)
+        newest = None if text is None else _Answer.read(text, model, self._costs)
+        earlier = (_Answer.read(text, model, self._costs) for text in self._spool.earlier(primary))
+        row, told, repairable = _outcome(self._run, line, primary, newest, earlier)
+        if primary != number:
+            row = replace(row, usage=None, cost=0.0, attempts=0)
+        else:
+            self._landing.settle(number, row)
+            if newest:
+                self._landing.pay(newest.result["usage"], newest.cost)
+            if repairable and self._repair:
+                self._ask_for_better(self._repair, line, row)
+        self._landing.count(row)
+        self._rows.write(row, told.result if told else None)
+
+    def _ask_for_better(self, repair: RequestWriter, line: Mapping[str, Any], row: Row) -> None:
+        repair.add({**line, "request": _repaired(line, row)})
+        needs = self._costs.needs(request_from(line)).repair
+        self._landing.repairs[line["row"]] = self._costs.of(line["request"]["model"], needs) or 0.0
+
+    def pay_for_older(self) -> None:
+        """Count what jobs took that were seen ended and do not count for their rows any more."""
+        for number, text in self._spool.older():
+            answer = _Answer.read(text, self._asked.get(number), self._costs)
+            self._landing.pay(answer.result["usage"], answer.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +269,19 @@ class _Answer:
         return cls(Landed.head(text).seen_at, result, costs.of(asked, used) if cost is None else cost)
 
 
-def _row(
+class _Outcome(NamedTuple):
+    """What became of a row, which answer says it, and whether a better one is worth asking for."""
+
+    row: Row
+    told: _Answer | None
+    repairable: bool = False
+
+
+def _outcome(
     run: Run, line: Mapping[str, Any], primary: int, answer: _Answer | None, earlier: Iterator[_Answer]
-) -> tuple[Row, _Answer | None]:
+) -> _Outcome:
     """
-    Say what became of a row, and which answer says it: a good one counts, else its newest request.
+    Say what became of a row: a good answer counts, else its newest request.
 
     Where that came to nothing, the newest answer that ended is what the row has: it is paid for.
     """
@@ -264,22 +296,22 @@ def _row(
         submitted_at=_iso(state.accepted_at[primary]),
     )
     newest = _newest(blank, answer, primary, run)
-    if newest.status in ("succeeded", "invalid"):
-        return newest, answer
+    if newest.answered:
+        return _Outcome(newest, answer, repairable=not newest.succeeded)
     for older in chain([answer] if answer else [], earlier):
         kept = _ended(blank, older, run.plan.output_type)
-        if kept.status == "succeeded":
-            return kept, older
-        if kept.status == "invalid":
-            return _asked_in_vain(kept, newest), older
-    return newest, answer
+        if kept.succeeded:
+            return _Outcome(kept, older)
+        if kept.answered:
+            return _Outcome(_asked_in_vain(kept, newest), older)
+    return _Outcome(newest, answer)
 
 
 def _newest(blank: Row, answer: _Answer | None, primary: int, run: Run) -> Row:
     """Say what a row's newest request came to."""
     state = run.state
     ended = _ended(blank, answer, run.plan.output_type) if answer else None
-    if ended and ended.status == "succeeded":
+    if ended and ended.succeeded:
         return ended
     if primary in state.refusals:
         refusal = state.refusals[primary]
@@ -328,7 +360,7 @@ def _ended(blank: Row, answer: _Answer, wanted: OutputType) -> Row:
     try:
         return replace(row, status="succeeded", output=wanted.read(content))
     except Mismatch as error:
-        return replace(row, status="invalid", raw_output=raw, error=_error(_UNFIT, str(error)))
+        return replace(row, status="invalid", raw_output=raw, error=_error("invalid_output", str(error)))
 
 
 def _unended(blank: Row, primary: int, state: State) -> Row:
