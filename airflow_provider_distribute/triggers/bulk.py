@@ -5,28 +5,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 from asgiref.sync import sync_to_async
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.bulk.leaving import leave_behind, some
 from airflow_provider_distribute.bulk.manifest import MOST_NAMED
-from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid, LedgerError
+from airflow_provider_distribute.exceptions import LedgerError
 from airflow_provider_distribute.ledger.directory import Directory
-from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.models import Value
+from airflow_provider_distribute.triggers.base import AboveZero, Outcome, WaitingTrigger
 from airflow_provider_distribute.triggers.connection import with_connection
 from airflow_provider_distribute.triggers.metrics import metered_pool
-from airflow_provider_distribute.triggers.settling import until_settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from airflow_provider_distribute.bulk.collection import Progress
     from airflow_provider_distribute.models import Settings
 
@@ -38,37 +34,26 @@ class _Order(Value):
 
     conn_id: str
     run_uri: str = Field(min_length=1)
-    deadline: float = Field(gt=0, allow_inf_nan=False)
-    poke_interval: float = Field(gt=0, allow_inf_nan=False)
+    deadline: AboveZero
+    poke_interval: AboveZero
 
 
-class BulkOutcome(Value):
+class BulkOutcome(Outcome):
     """
-    The event: counts and a verdict, never an id or an answer.
+    The event: counts and a verdict, and not even an id.
 
-    What a newer triggerer says beside that is ignored: it may be upgraded before the workers are.
-
-    :param version: Of this shape; a worker and a triggerer may run different releases.
-    :param verdict: ``ended``: every job has; ``deadline``: it passed with some pending; ``refused``: waiting
-        is impossible until somebody acts; ``unavailable``: it is impossible for the moment.
     :param run_uri: The run's directory.
     :param deadline: Epoch seconds.
     :param succeeded: How many jobs ended well.
     :param failed: How many ended badly.
     :param pending: How many were still pending.
-    :param message: For people.
     """
 
-    model_config = ConfigDict(extra="ignore")
-
-    version: Literal[1] = 1
-    verdict: Literal["ended", "deadline", "refused", "unavailable"]
     run_uri: str = ""
     deadline: float = 0.0
     succeeded: int = 0
     failed: int = 0
     pending: int = 0
-    message: str = ""
 
     @classmethod
     def of(cls, progress: Progress, order: _Order) -> BulkOutcome:
@@ -84,7 +69,7 @@ class BulkOutcome(Value):
         )
 
 
-class AsyncChatBulkTrigger(BaseTrigger):
+class AsyncChatBulkTrigger(WaitingTrigger[_Order, BulkOutcome]):
     """
     Waits until every job of a run has ended, or until the deadline, and yields one :class:`BulkOutcome`. The
     last look that follows the deadline is the worker's.
@@ -92,13 +77,15 @@ class AsyncChatBulkTrigger(BaseTrigger):
     What comes back is written to the run's directory as it is seen. The arguments are the same size whatever
     the number of jobs, which are read from the run's directory.
 
-    Nothing is checked here: an exception in a trigger's constructor would end the whole triggerer.
-
     :param conn_id: Connection id.
     :param run_uri: The run's directory.
     :param deadline: Wall-clock deadline, seconds since the epoch; it survives a restart.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
     """
+
+    order = _Order
+    outcome = BulkOutcome
+    impossible = (*WaitingTrigger.impossible, LedgerError)
 
     def __init__(
         self,
@@ -113,34 +100,6 @@ class AsyncChatBulkTrigger(BaseTrigger):
         self.run_uri = run_uri
         self.deadline = deadline
         self.poke_interval = poke_interval
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "conn_id": self.conn_id,
-            "run_uri": self.run_uri,
-            "deadline": self.deadline,
-            "poke_interval": self.poke_interval,
-        }
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments: an id, a URI and numbers."""
-        return "airflow_provider_distribute.triggers.bulk.AsyncChatBulkTrigger", self._arguments()
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event."""
-        started = time.monotonic()
-        try:
-            outcome = await self._wait(_Order(**self._arguments()))
-        except ValidationError as error:
-            problems = "; ".join(problems_in(error))
-            message = f"The trigger's arguments cannot be used: {problems}. Clear the task to wait again."
-            outcome = BulkOutcome(verdict="refused", message=message)
-        except (AccessDenied, ConnectionInvalid, AirflowNotFoundException) as error:
-            outcome = BulkOutcome(verdict="refused", message=str(error))
-        except LedgerError as error:
-            outcome = BulkOutcome(verdict="unavailable" if error.transient else "refused", message=str(error))
-        await until_settled(self, started)
-        yield TriggerEvent(outcome.model_dump(mode="json", exclude_defaults=True))
 
     async def _wait(self, order: _Order) -> BulkOutcome:
         return await with_connection(
