@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import time
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -48,22 +47,18 @@ from airflow_provider_distribute.ledger.records import Owner
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.operators.bulk_reports import BulkReports
+from airflow_provider_distribute.operators.connection import hook_again, hook_with_link
+from airflow_provider_distribute.operators.deferral import defer_to, read_event, timed_out
+from airflow_provider_distribute.operators.errors import airflow_errors
+from airflow_provider_distribute.operators.labels import labels_of
 from airflow_provider_distribute.operators.lineage import lineage_of
-from airflow_provider_distribute.operators.mixins import (
-    NET,
-    airflow_errors,
-    hook_again,
-    hook_with_link,
-    labels_of,
-    read_event,
-    timed_out,
-)
 from airflow_provider_distribute.operators.run_note import RunNote
 from airflow_provider_distribute.triggers.bulk import AsyncChatBulkTrigger, BulkOutcome
 from airflow_provider_distribute.triggers.metrics import metered_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -467,17 +462,13 @@ class AsyncChatBulkOperator(BaseOperator):
             waiting.result()
 
     def _defer_until(self, deadline: float, run_uri: str) -> NoReturn:
-        self.defer(
-            trigger=AsyncChatBulkTrigger(
-                conn_id=self.conn_id,
-                run_uri=run_uri,
-                deadline=deadline,
-                poke_interval=self.policy.poke_interval,
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
+        trigger = AsyncChatBulkTrigger(
+            conn_id=self.conn_id,
+            run_uri=run_uri,
+            deadline=deadline,
+            poke_interval=self.policy.poke_interval,
         )
-        raise AssertionError("unreachable: defer raises")  # pragma: no cover
+        defer_to(trigger, self, deadline)
 
     # Stopping -------------------------------------------------------------------------------------
 

@@ -22,16 +22,12 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, ChatRequest
-from airflow_provider_distribute.operators.mixins import (
-    LeavesJobsRunning,
-    WaitsForJobs,
-    airflow_errors,
-    checked_seconds,
-    hook_with_link,
-    labels_of,
-    rendered,
-)
+from airflow_provider_distribute.operators.arguments import checked_seconds, rendered
+from airflow_provider_distribute.operators.connection import hook_with_link
+from airflow_provider_distribute.operators.errors import airflow_errors
+from airflow_provider_distribute.operators.labels import labels_of
 from airflow_provider_distribute.operators.record import SubmissionRecord
+from airflow_provider_distribute.operators.waiting import LeavesJobsRunning, WaitsForJobs
 from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
 from airflow_provider_distribute.waiting.results import LAST_LOOK
 

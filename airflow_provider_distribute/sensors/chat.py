@@ -25,11 +25,8 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
-from airflow_provider_distribute.operators.mixins import (
-    WaitsForJobs,
-    checked_seconds,
-    rendered,
-)
+from airflow_provider_distribute.operators.arguments import checked_seconds, rendered
+from airflow_provider_distribute.operators.waiting import WaitsForJobs
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
 from airflow_provider_distribute.waiting.results import Results, look_newest_first
 

@@ -1,38 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""What tasks that wait for jobs share: defer or stay, fetch the results, say how it ended."""
+"""What tasks with jobs at a service share: wait here or defer, fetch the results, say how it ended."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
-from pydantic import ValidationError
 
 from airflow_provider_distribute.exceptions import (
     AccessDenied,
     ConnectionInvalid,
     DeadlinePassed,
-    InferenceError,
     JobsFailed,
 )
-from airflow_provider_distribute.hooks import hook_for
-from airflow_provider_distribute.links import DashboardLink
-from airflow_provider_distribute.models import LONGEST, Value, problems_in
+from airflow_provider_distribute.operators.connection import hook_again
+from airflow_provider_distribute.operators.deferral import defer_to, read_event, timed_out
+from airflow_provider_distribute.operators.errors import airflow_errors
+from airflow_provider_distribute.operators.xcom import storable
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
 from airflow_provider_distribute.waiting.pool import NOT_FOUND, NOT_SEEN
 from airflow_provider_distribute.waiting.results import BRIEF_PATIENCE, LAST_LOOK, PATIENCE, fetch, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     from airflow.providers.common.compat.sdk import Context
@@ -41,113 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.models import Job
     from airflow_provider_distribute.waiting.results import Results
 
-_Outcome = TypeVar("_Outcome", bound=Value)
-
-#: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
-NET = 300.0
-#: Seconds between look-ups of a connection that cannot be read although it was before.
-_LOOK_UPS_APART = (2.0, 5.0, 10.0)
-
-
-@contextlib.contextmanager
-def airflow_errors() -> Iterator[None]:
-    """Fail the task for good where no retry can help; leave the rest to Airflow's ``retries``."""
-    try:
-        yield
-    except InferenceError as error:
-        raise (AirflowException if error.transient else AirflowFailException)(str(error)) from error
-
-
-def labels_of(task: Any) -> dict[str, Any]:
-    """Return where a request comes from, so that a duplicate can be recognised at the service."""
-    return {
-        "airflow_dag_id": task.dag_id,
-        "airflow_run_id": task.run_id,
-        "airflow_task_id": task.task_id,
-        "airflow_map_index": task.map_index,
-    }
-
-
-def seconds(duration: float | timedelta) -> float:
-    """Return a duration in seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
-
-
-def timed_out(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
-    """Return whether a task is resumed because Airflow's own limit on its deferral has passed."""
-    reason = (next_kwargs or {}).get("error")
-    return next_method == TRIGGER_FAIL_REPR and reason == TriggerFailureReason.TRIGGER_TIMEOUT
-
-
-def checked_seconds(**durations: float | timedelta) -> list[float]:
-    """
-    Return durations in seconds, while the Dag is parsed and nothing is paid.
-
-    :raises ValueError: one is not above zero, or is longer than a year.
-    """
-    for name, duration in durations.items():
-        if not 0 < seconds(duration) <= LONGEST:
-            raise ValueError(f"{name} must be more than 0 and at most a year of seconds, not {duration!r}.")
-    return [seconds(duration) for duration in durations.values()]
-
-
-def rendered(value: Any) -> Any:
-    """Return what a template stands for: unless it renders natively, a list or mapping comes as its text."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "(", "{")):
-        for read in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                meant = read(value.strip())
-                return meant if isinstance(meant, list | tuple | dict) else value
-    return value
-
-
-#: Keys by which Airflow knows its own values in an XCom: it refuses to store a mapping with one of the first
-#: two, and reads one with the others as something else.
-_RESERVED = frozenset({"__classname__", "__id__", "__type", "__var"})
-
-
-def storable(value: Any) -> Any:
-    """Return JSON as Airflow can store it: a key that it keeps for itself gets ``reserved:`` in front."""
-    if isinstance(value, Mapping):
-        return {f"reserved:{key}" if key in _RESERVED else key: storable(it) for key, it in value.items()}
-    return [storable(it) for it in value] if isinstance(value, list | tuple) else value
-
-
-def hook_with_link(conn_id: str, context: Context) -> ServiceHook:
-    """
-    Return a connection's hook, and leave the link to its dashboard.
-
-    :raises ConnectionInvalid: naming every missing or wrong field.
-    """
-    hook = hook_for(conn_id)
-    DashboardLink.remember(context, hook.settings.dashboard_url)
-    return hook
-
-
-def hook_again(conn_id: str, tell: Callable[[str], str]) -> ServiceHook:
-    """
-    Return the hook of a connection that a task has used before.
-
-    :param tell: Adds to the reason, a sentence, what goes on all the same.
-    :raises ConnectionInvalid: naming every missing or wrong field.
-    :raises AirflowException: it cannot be read, which need not last: Airflow also says that a connection is
-        not defined when its secrets backend or its API server does not answer.
-    """
-    waits = iter(_LOOK_UPS_APART)
-    while True:
-        try:
-            return hook_for(conn_id)
-        except InferenceError:
-            raise
-        except Exception as error:
-            wait = next(waits, None)
-            if wait is None:
-                why = (
-                    f"Connection {conn_id!r}, which this task has used before, cannot be read now: "
-                    f"{type(error).__name__}: {str(error).rstrip('.')}."
-                )
-                raise AirflowException(tell(why)) from error
-        time.sleep(wait)
+__all__ = ["LeavesJobsRunning", "WaitsForJobs"]
 
 
 class LeavesJobsRunning:
@@ -187,18 +75,14 @@ class WaitsForJobs(LeavesJobsRunning):
 
         :param deadline: Seconds since the epoch.
         """
-        self.defer(  # type: ignore[attr-defined]
-            trigger=AsyncChatTrigger(
-                conn_id=self.conn_id,
-                job_ids=list(dict.fromkeys(job_ids)),
-                deadline=deadline,
-                poke_interval=self.poke_interval,
-            ),
-            method_name="execute_complete",
-            kwargs={"job_ids": list(job_ids), "deadline": deadline},
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + NET),
+        trigger = AsyncChatTrigger(
+            conn_id=self.conn_id,
+            job_ids=list(dict.fromkeys(job_ids)),
+            deadline=deadline,
+            poke_interval=self.poke_interval,
         )
-        raise AssertionError("unreachable: defer raises")
+        arguments = {"job_ids": list(job_ids), "deadline": deadline}
+        defer_to(trigger, self, deadline, arguments)  # type: ignore[arg-type]
 
     def execute_complete(
         self,
@@ -357,20 +241,3 @@ class WaitsForJobs(LeavesJobsRunning):
     def what_a_clear_pays(self, context: Context) -> str:
         """Return a sentence about what starting over costs, here and now."""
         raise NotImplementedError
-
-
-def read_event(event: Any, outcome: type[_Outcome]) -> _Outcome:
-    """
-    Read the event that resumed the task.
-
-    :param outcome: What the trigger yields.
-    :raises AirflowException: when it is not one of ours; a retry waits again.
-    """
-    try:
-        return outcome.model_validate(event)
-    except ValidationError as error:
-        problems = "; ".join(problems_in(error))
-        raise AirflowException(
-            f"The trigger's event cannot be read: {problems}. The jobs are not touched by that. Worker and "
-            "triggerer may run different releases of this provider: restart the older one and retry."
-        ) from None
