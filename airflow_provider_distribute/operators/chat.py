@@ -228,7 +228,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         self, hook: ServiceHook, requests: Sequence[ChatRequest], record: SubmissionRecord
     ) -> list[str]:
         accepted: dict[int, str] = {}
-        self.left_running = accepted.values()
+        self._left_running = accepted.values()
         try:
             for index, request in enumerate(requests):
                 accepted[index] = self._job_of(request, index, hook, record, len(requests))
@@ -273,7 +273,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         return job_id
 
     def _refuse_if_killed(self) -> None:
-        if self.killed:
+        if self._killed:
             raise WorkerStopped("The worker was told to stop, so nothing more was sent")
 
 
@@ -334,8 +334,8 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
             job_ids = self._submit(hook, requests, record)
         context["ti"].xcom_push(key=_JOB_IDS, value=job_ids)
         if self.deferrable:
-            self.defer_until_ended(job_ids, time.time() + self.timeout)
-        return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
+            self._defer_until_ended(job_ids, time.time() + self.timeout)
+        return self._hand_over(context, self._wait_here(hook, job_ids, self.timeout, context))
 
     def _look_again(self, hook: ServiceHook, record: SubmissionRecord, total: int, context: Context) -> None:
         """
@@ -349,8 +349,8 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
         job_ids = record.unclear()
         if not job_ids:
             return
-        with self.waiting_for(job_ids, context):
-            looked = self.look_once(hook, job_ids, LAST_LOOK)
+        with self._waiting_for(job_ids, context):
+            looked = self._look_once(hook, job_ids, LAST_LOOK)
         service, words = hook.client.service, looked.pending
         unknown = NOT_FOUND if service.not_found_grace(hook.settings) < inf else None
         jobs = [*looked.ended.values(), *(service.lost(it) for it in words if words[it] is unknown)]
@@ -370,9 +370,9 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
                 "submitted. Clearing the task submits, and pays, these again and whatever has failed."
             )
 
-    def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
+    def _hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return the results and drop the record."""
-        results = super().hand_over(context, jobs)
+        results = super()._hand_over(context, jobs)
         record = SubmissionRecord(context.get("task_state_store"), size=len(jobs))
         return self._deliver(context, record, results if self._several else results[0])
 
@@ -380,19 +380,19 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
     def _returns_mapping(self) -> bool:
         return not self._several
 
-    def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
+    def _job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs this attempt submitted."""
         ti = context["ti"]
         job_ids: list[str] = ti.xcom_pull(task_ids=ti.task_id, key=_JOB_IDS, map_indexes=ti.map_index)
         return job_ids
 
-    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowException:
+    def _error_at_deadline(self, error: DeadlinePassed, context: Context) -> AirflowException:
         """Return an exception that Airflow retries."""
         return AirflowException(
-            f"{error} A retry has a deadline of its own. {self.what_a_clear_pays(context)}"
+            f"{error} A retry has a deadline of its own. {self._what_a_clear_pays(context)}"
         )
 
-    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowException:
+    def _error_for_failed_jobs(self, error: JobsFailed, context: Context) -> AirflowException:
         """
         Return an exception that Airflow retries if the retry asks something again, or looks again.
 
@@ -415,7 +415,7 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
             )
         return AirflowException(f"{error}. A retry submits, and pays, the failed ones again and no others.")
 
-    def what_a_clear_pays(self, context: Context) -> str:
+    def _what_a_clear_pays(self, context: Context) -> str:
         """Return what a retry pays as well: only the task state store makes a difference."""
         if context.get("task_state_store") is not None:
             return "A retry or a clear waits for the same jobs, and pays nothing again."

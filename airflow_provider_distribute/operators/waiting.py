@@ -42,18 +42,18 @@ class LeavesJobsRunning:
     """Mixin for a task whose jobs outlive it: when it is killed, the log says which."""
 
     #: The jobs that this process submitted, took over or waits for.
-    left_running: Collection[str] = ()
+    _left_running: Collection[str] = ()
     #: Whether the worker was told to stop; then nothing more is submitted.
-    killed = False
+    _killed = False
 
     def on_kill(self) -> None:
         """Submit nothing more, and say what goes on: neither service can cancel."""
-        self.killed = True
-        if self.left_running:
+        self._killed = True
+        if self._left_running:
             self.log.warning(  # type: ignore[attr-defined]
                 "The task was killed. Its jobs cannot be cancelled: those that have not ended go on and are "
                 "billed: %s.",
-                ", ".join(self.left_running),
+                ", ".join(self._left_running),
             )
 
 
@@ -61,15 +61,15 @@ class WaitsForJobs(LeavesJobsRunning):
     """
     Mixin for a task that waits for jobs.
 
-    ``job_ids_to_wait_for`` says which jobs; ``deadline_passed`` and ``jobs_failed`` say which exception ends
-    it; ``what_a_clear_pays`` says what it costs to start over.
+    ``_job_ids_to_wait_for`` says which jobs; ``_error_at_deadline`` and ``_error_for_failed_jobs`` say which
+    exception ends it; ``_what_a_clear_pays`` says what it costs to start over.
     """
 
     conn_id: str
     poke_interval: float
     fail_on_error: bool
 
-    def defer_until_ended(self, job_ids: Sequence[str], deadline: float) -> NoReturn:
+    def _defer_until_ended(self, job_ids: Sequence[str], deadline: float) -> NoReturn:
         """
         Hand the waiting to the triggerer.
 
@@ -95,43 +95,43 @@ class WaitsForJobs(LeavesJobsRunning):
         outcome = read_event(event, WaitOutcome)
         if job_ids is None or deadline is None:
             # dag.test() drops what was handed to defer().
-            job_ids, deadline = self.job_ids_to_wait_for(context), time.time()
+            job_ids, deadline = self._job_ids_to_wait_for(context), time.time()
         if outcome.verdict == "refused":
-            raise self.cannot_wait(outcome.message, job_ids, context)
-        with self.waiting_for(job_ids, context):
-            hook = self.connected_again(job_ids, context)
+            raise self._error_as_nobody_waits(outcome.message, job_ids, context)
+        with self._waiting_for(job_ids, context):
+            hook = self._connected_again(job_ids, context)
             ended: dict[str, Job] = {}
             if outcome.verdict == "deadline":
-                ended |= self.look_a_last_time_at(hook, outcome.words, job_ids, context)
+                ended |= self._look_a_last_time_at(hook, outcome.words, job_ids, context)
             missing = [job_id for job_id in job_ids if job_id not in ended]
             # What cannot be fetched now is waited for again, without a worker, as long as there is time.
             patience = BRIEF_PATIENCE if time.time() < deadline else PATIENCE
-            results = self.look_once(hook, missing, patience)
+            results = self._look_once(hook, missing, patience)
             for job_id in outcome.lost:
                 if results.pending.get(job_id) is NOT_FOUND:
                     results.took(hook.client.service.lost(job_id))
             if results.pending:
                 if time.time() > deadline:
-                    raise self._too_late(results.pending, job_ids, context)
-                self.defer_until_ended(job_ids, deadline)
+                    raise self._error_for_pending_jobs(results.pending, job_ids, context)
+                self._defer_until_ended(job_ids, deadline)
             ended |= results.ended
-        return self.hand_over(context, [ended[job_id] for job_id in job_ids])
+        return self._hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in a last look."""
         if timed_out(next_method, next_kwargs):
-            next_method, next_kwargs = "look_a_last_time", {}
+            next_method, next_kwargs = "_look_a_last_time", {}
         return super().resume_execution(next_method, next_kwargs, context)  # type: ignore[misc]
 
-    def look_a_last_time(self, context: Context) -> Any:
+    def _look_a_last_time(self, context: Context) -> Any:
         """No triggerer kept the deadline, so none ran: what has ended meanwhile is paid for and fetched."""
-        job_ids = self.job_ids_to_wait_for(context)
-        with self.waiting_for(job_ids, context):
-            hook = self.connected_again(job_ids, context)
-            ended = self.look_a_last_time_at(hook, dict.fromkeys(job_ids, NOT_SEEN), job_ids, context)
-        return self.hand_over(context, [ended[job_id] for job_id in job_ids])
+        job_ids = self._job_ids_to_wait_for(context)
+        with self._waiting_for(job_ids, context):
+            hook = self._connected_again(job_ids, context)
+            ended = self._look_a_last_time_at(hook, dict.fromkeys(job_ids, NOT_SEEN), job_ids, context)
+        return self._hand_over(context, [ended[job_id] for job_id in job_ids])
 
-    def wait_here(
+    def _wait_here(
         self, hook: ServiceHook, job_ids: Sequence[str], timeout: float, context: Context
     ) -> list[Job]:
         """
@@ -139,7 +139,7 @@ class WaitsForJobs(LeavesJobsRunning):
 
         :param timeout: Seconds.
         """
-        with self.waiting_for(job_ids, context):
+        with self._waiting_for(job_ids, context):
             results = asyncio.run(
                 wait_for(
                     job_ids,
@@ -149,10 +149,10 @@ class WaitsForJobs(LeavesJobsRunning):
                     logger=hook.log,
                 )
             )
-            ended = results.ended | self.look_a_last_time_at(hook, results.pending, job_ids, context)
+            ended = results.ended | self._look_a_last_time_at(hook, results.pending, job_ids, context)
         return [ended[job_id] for job_id in job_ids]
 
-    def look_a_last_time_at(
+    def _look_a_last_time_at(
         self, hook: ServiceHook, words: Mapping[str, str], job_ids: Sequence[str], context: Context
     ) -> dict[str, Job]:
         """
@@ -162,13 +162,13 @@ class WaitsForJobs(LeavesJobsRunning):
         :returns: These jobs, all of them ended.
         :raises AirflowException: naming those that are pending still.
         """
-        looked = self.look_once(hook, words, LAST_LOOK)
+        looked = self._look_once(hook, words, LAST_LOOK)
         if looked.pending:
             now = {job_id: words[job_id] if it is NOT_SEEN else it for job_id, it in looked.pending.items()}
-            raise self._too_late(now, job_ids, context)
+            raise self._error_for_pending_jobs(now, job_ids, context)
         return looked.ended
 
-    def look_once(self, hook: ServiceHook, job_ids: Iterable[str], patience: float) -> Results:
+    def _look_once(self, hook: ServiceHook, job_ids: Iterable[str], patience: float) -> Results:
         """
         Look at each job once, and again only where a look got no answer.
 
@@ -185,59 +185,61 @@ class WaitsForJobs(LeavesJobsRunning):
             )
         )
 
-    def _too_late(
+    def _error_for_pending_jobs(
         self, pending: Mapping[str, str], job_ids: Sequence[str], context: Context
     ) -> AirflowException:
-        return self.deadline_passed(DeadlinePassed(pending, total=len(set(job_ids))), context)
+        return self._error_at_deadline(DeadlinePassed(pending, total=len(set(job_ids))), context)
 
     @contextlib.contextmanager
-    def waiting_for(self, job_ids: Sequence[str], context: Context) -> Iterator[None]:
+    def _waiting_for(self, job_ids: Sequence[str], context: Context) -> Iterator[None]:
         """Where a person has to act before anybody can wait, name the jobs and what starting over costs."""
-        self.left_running = job_ids
+        self._left_running = job_ids
         with airflow_errors():
             try:
                 yield
             except (AccessDenied, ConnectionInvalid) as error:
-                raise self.cannot_wait(str(error), job_ids, context) from error
+                raise self._error_as_nobody_waits(str(error), job_ids, context) from error
 
-    def connected_again(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
+    def _connected_again(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
         """Return the hook of a connection that this task has used before; see :func:`hook_again`."""
         return hook_again(
             self.conn_id,
             lambda why: (
                 f"{why} What has not ended goes on and is billed: {', '.join(dict.fromkeys(job_ids))}. "
-                f"{self.what_a_clear_pays(context)}"
+                f"{self._what_a_clear_pays(context)}"
             ),
         )
 
-    def cannot_wait(self, why: str, job_ids: Sequence[str], context: Context) -> AirflowFailException:
+    def _error_as_nobody_waits(
+        self, why: str, job_ids: Sequence[str], context: Context
+    ) -> AirflowFailException:
         """Return the exception that ends the task when waiting is impossible until somebody acts."""
         return AirflowFailException(
             f"{why.rstrip('.')}. Nobody waits any more for {', '.join(dict.fromkeys(job_ids))}: what has not "
-            f"ended goes on and is billed. {self.what_a_clear_pays(context)}"
+            f"ended goes on and is billed. {self._what_a_clear_pays(context)}"
         )
 
-    def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
+    def _hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return the results for XCom, or fail naming every job that failed."""
         by_id = {job.job_id: job for job in jobs}
         failed = [job for job in by_id.values() if not job.succeeded]
         if failed and self.fail_on_error:
             error = JobsFailed(failed, total=len(by_id))
-            raise self.jobs_failed(error, context) from error
+            raise self._error_for_failed_jobs(error, context) from error
         return [storable(job.result()) for job in jobs]
 
-    def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
+    def _job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs to wait for, known again in a new process."""
         raise NotImplementedError
 
-    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowException:
+    def _error_at_deadline(self, error: DeadlinePassed, context: Context) -> AirflowException:
         """Return the exception that ends the task at its deadline."""
         raise NotImplementedError
 
-    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowException:
+    def _error_for_failed_jobs(self, error: JobsFailed, context: Context) -> AirflowException:
         """Return the exception that ends the task when jobs failed."""
         raise NotImplementedError
 
-    def what_a_clear_pays(self, context: Context) -> str:
+    def _what_a_clear_pays(self, context: Context) -> str:
         """Return a sentence about what starting over costs, here and now."""
         raise NotImplementedError

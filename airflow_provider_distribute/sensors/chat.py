@@ -112,16 +112,16 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Defer, or wait here, or look and come back later."""
         with self._skipping():
-            job_ids = self.job_ids_to_wait_for(context)
+            job_ids = self._job_ids_to_wait_for(context)
             if not job_ids:
                 return []
             if self.reschedule and not self.deferrable:
                 return self._look_or_reschedule(job_ids, context)
-            with self.waiting_for(job_ids, context):
+            with self._waiting_for(job_ids, context):
                 hook = self._connected(job_ids, context)
             if self.deferrable:
-                self.defer_until_ended(job_ids, time.time() + self.timeout)
-            return self.hand_over(context, self.wait_here(hook, job_ids, self.timeout, context))
+                self._defer_until_ended(job_ids, time.time() + self.timeout)
+            return self._hand_over(context, self._wait_here(hook, job_ids, self.timeout, context))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; a wait that failed is skipped where the author wants that."""
@@ -163,7 +163,7 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
     def _connected(self, job_ids: Sequence[str], context: Context) -> ServiceHook:
         if self._hook is None:
             again = self.reschedule and context["ti"].get_first_reschedule_date(context)
-            hook = self.connected_again(job_ids, context) if again else hook_for(self.conn_id)
+            hook = self._connected_again(job_ids, context) if again else hook_for(self.conn_id)
             DashboardLink.remember(context, hook.settings.dashboard_url)
             self._hook = hook
         return self._hook
@@ -182,18 +182,18 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         except AirflowSensorTimeout:
             ended = self._looked.ended
             words = {it: self._looked.pending.get(it, NOT_SEEN) for it in job_ids if it not in ended}
-            with self.waiting_for(job_ids, context):
+            with self._waiting_for(job_ids, context):
                 hook = self._connected(job_ids, context)
-                ended |= self.look_a_last_time_at(hook, words, job_ids, context)
-            return self.hand_over(context, [ended[job_id] for job_id in job_ids])
+                ended |= self._look_a_last_time_at(hook, words, job_ids, context)
+            return self._hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Look at the jobs, newest first, up to one that is pending."""
-        job_ids = self.job_ids_to_wait_for(context)
+        job_ids = self._job_ids_to_wait_for(context)
         first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
         since = first.timestamp() if first else time.time()
         self._until = since + self.timeout
-        with self.waiting_for(job_ids, context):
+        with self._waiting_for(job_ids, context):
             hook = self._connected(job_ids, context)
             self._looked = asyncio.run(
                 look_newest_first(
@@ -208,18 +208,18 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         if self._looked.pending:
             return False
         jobs = [self._looked.ended[job_id] for job_id in job_ids]
-        return PokeReturnValue(is_done=True, xcom_value=self.hand_over(context, jobs))
+        return PokeReturnValue(is_done=True, xcom_value=self._hand_over(context, jobs))
 
-    def hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
+    def _hand_over(self, context: Context, jobs: Sequence[Job]) -> Any:
         """Return one result for one id, a list for a list; or fail naming every job that failed."""
-        results = super().hand_over(context, jobs)
+        results = super()._hand_over(context, jobs)
         return results if self._several else results[0]
 
     @property
     def _several(self) -> bool:
         return not isinstance(rendered(self.job_id), str)
 
-    def job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
+    def _job_ids_to_wait_for(self, context: Context) -> Sequence[str]:
         """Return the jobs, checked."""
         given = rendered(self.job_id)
         # A list from a mapped upstream task asks Airflow for each item each time.
@@ -236,15 +236,15 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
             )
         return job_ids
 
-    def deadline_passed(self, error: DeadlinePassed, context: Context) -> AirflowSensorTimeout:
+    def _error_at_deadline(self, error: DeadlinePassed, context: Context) -> AirflowSensorTimeout:
         """Return Airflow's own sensor timeout, which it does not retry."""
-        return AirflowSensorTimeout(f"{error} {self.what_a_clear_pays(context)}")
+        return AirflowSensorTimeout(f"{error} {self._what_a_clear_pays(context)}")
 
-    def jobs_failed(self, error: JobsFailed, context: Context) -> AirflowFailException:
+    def _error_for_failed_jobs(self, error: JobsFailed, context: Context) -> AirflowFailException:
         """Return an exception that Airflow does not retry: a failed job stays failed."""
         return AirflowFailException(str(error))
 
-    def what_a_clear_pays(self, context: Context) -> str:
+    def _what_a_clear_pays(self, context: Context) -> str:
         """Waiting is free."""
         return "Clearing the task waits for the same jobs again, and pays nothing."
 

@@ -17,10 +17,13 @@ from typing import Any
 import airflow
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 from airflow.providers_manager import ProvidersManager
 
 from airflow_provider_distribute.get_provider_info import FORMS, get_provider_info
 from airflow_provider_distribute.hooks import HOOKS
+from airflow_provider_distribute.operators.chat import AsyncChatOperator, SubmitAsyncChatOperator
+from airflow_provider_distribute.sensors.chat import AsyncChatSensor
 from airflow_provider_distribute.services import SERVICES
 from tests.airflow.supervisor import airflow_has
 
@@ -197,3 +200,18 @@ def test_form_of_older_airflows_says_what_extra_takes(conn_type: str) -> None:
     example = json.loads(behaviour["placeholders"]["extra"])
     assert example.keys() == SERVICES[conn_type].settings.extras()
     SERVICES[conn_type].settings.parse("any", {**example, "api_key": "key"})
+
+
+@pytest.mark.parametrize(
+    ("task", "base", "added"),
+    [
+        (SubmitAsyncChatOperator, BaseOperator, set()),
+        (AsyncChatOperator, BaseOperator, {"execute_complete"}),
+        (AsyncChatSensor, BaseSensorOperator, {"execute_complete"}),
+    ],
+)
+def test_what_dag_authors_see_on_a_task_is_airflows(
+    task: type[BaseOperator], base: type[BaseOperator], added: set[str]
+) -> None:
+    """Only what Airflow calls by name is public beside it."""
+    assert {name for name in {*dir(task)} - {*dir(base)} if not name.startswith("_")} == added

@@ -25,13 +25,13 @@ HELD_SECONDS = 120
 class HeldChatOperator(AsyncChatOperator):
     """Stops where its first attempt would defer: everything is submitted, nothing is waited for yet."""
 
-    def defer_until_ended(self, job_ids: Sequence[str], deadline: float) -> NoReturn:
+    def _defer_until_ended(self, job_ids: Sequence[str], deadline: float) -> NoReturn:
         """Say that the place is reached, and stay there."""
         reached = Path(__file__).with_name(f"{self.task_id}.reached")
         if not reached.exists():
             reached.write_text("")
             Event().wait(HELD_SECONDS)
-        super().defer_until_ended(job_ids, deadline)
+        super()._defer_until_ended(job_ids, deadline)
 
 
 def dag(dag_id: str) -> DAG:
