@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -39,6 +39,14 @@ DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
 DEFAULT_POKE_INTERVAL = 30.0
 #: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
 LONGEST = 366 * 24 * HOUR
+
+
+def _in_seconds(duration: object) -> object:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+#: How long something may take that an author chooses: above zero, and at most a year.
+Seconds = Annotated[float, BeforeValidator(_in_seconds), Field(gt=0, le=LONGEST)]
 
 
 class Value(BaseModel):

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from airflow_provider_distribute.bulk.formats import FormatName
 from airflow_provider_distribute.models import (
     DEFAULT_POKE_INTERVAL,
     DEFAULT_TIMEOUT,
-    LONGEST,
+    Seconds,
     Value,
     problems_in,
 )
@@ -26,13 +25,6 @@ OnInputChange = Literal["fail", "restart"]
 
 #: Rows that may be intended and not recorded, unless an author says otherwise.
 WINDOW = 64
-
-
-def _in_seconds(duration: object) -> object:
-    return duration.total_seconds() if isinstance(duration, timedelta) else duration
-
-
-Seconds = Annotated[float, BeforeValidator(_in_seconds), Field(gt=0, le=LONGEST)]
 
 
 class Policy(Value):

@@ -7,29 +7,33 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_distribute.models import LONGEST
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["checked_seconds", "rendered"]
+from airflow_provider_distribute.models import Seconds
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = ["rendered", "seconds"]
+
+_SECONDS: TypeAdapter[float] = TypeAdapter(Seconds)
 
 
-def seconds(duration: float | timedelta) -> float:
-    """Return a duration in seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
-
-
-def checked_seconds(**durations: float | timedelta) -> list[float]:
+def seconds(name: str, duration: float | timedelta) -> float:
     """
-    Return durations in seconds, while the Dag is parsed and nothing is paid.
+    Return a duration in seconds, checked while the Dag is parsed and nothing is paid.
 
-    :raises ValueError: one is not above zero, or is longer than a year.
+    :param name: The argument's.
+    :raises ValueError: it is not above zero, or is longer than a year.
     """
-    for name, duration in durations.items():
-        if not 0 < seconds(duration) <= LONGEST:
-            raise ValueError(f"{name} must be more than 0 and at most a year of seconds, not {duration!r}.")
-    return [seconds(duration) for duration in durations.values()]
+    try:
+        return _SECONDS.validate_python(duration)
+    except ValidationError:
+        raise ValueError(
+            f"{name} must be more than 0 and at most a year of seconds, not {duration!r}."
+        ) from None
 
 
 def rendered(value: Any) -> Any:

@@ -22,7 +22,7 @@ from airflow_provider_distribute.exceptions import (
 )
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT, ChatRequest
-from airflow_provider_distribute.operators.arguments import checked_seconds, rendered
+from airflow_provider_distribute.operators.arguments import rendered, seconds
 from airflow_provider_distribute.operators.connection import hook_with_link
 from airflow_provider_distribute.operators.errors import airflow_errors
 from airflow_provider_distribute.operators.labels import labels_of
@@ -113,7 +113,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        [self.resend_for] = checked_seconds(resend_for=resend_for)
+        self.resend_for = seconds("resend_for", resend_for)
         self.conn_id = conn_id
         self.model = model
         self.prompt = prompt
@@ -315,10 +315,10 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
         fail_on_error: bool = True,
         **kwargs: Any,
     ) -> None:
-        durations = checked_seconds(poke_interval=poke_interval, timeout=timeout)
         super().__init__(**kwargs)
         self.deferrable = deferrable
-        self.poke_interval, self.timeout = durations
+        self.poke_interval = seconds("poke_interval", poke_interval)
+        self.timeout = seconds("timeout", timeout)
         self.fail_on_error = fail_on_error
 
     def execute(self, context: Context) -> Any:

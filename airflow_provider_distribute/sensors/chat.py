@@ -25,7 +25,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_distribute.hooks import hook_for
 from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
-from airflow_provider_distribute.operators.arguments import checked_seconds, rendered
+from airflow_provider_distribute.operators.arguments import rendered, seconds
 from airflow_provider_distribute.operators.waiting import WaitsForJobs
 from airflow_provider_distribute.waiting.pool import NOT_SEEN
 from airflow_provider_distribute.waiting.results import Results, look_newest_first
@@ -89,8 +89,11 @@ class AsyncChatSensor(WaitsForJobs, BaseSensorOperator):
         fail_on_error: bool = True,
         **kwargs: Any,
     ) -> None:
-        checked_seconds(poke_interval=poke_interval, timeout=timeout)
-        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        super().__init__(
+            poke_interval=seconds("poke_interval", poke_interval),
+            timeout=seconds("timeout", timeout),
+            **kwargs,
+        )
         self.conn_id = conn_id
         self.job_id = job_id
         self.deferrable = deferrable
