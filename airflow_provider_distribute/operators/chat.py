@@ -260,15 +260,15 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
                 index + 1,
                 total,
             )
-        record.sending(index)
+        record.write_sending(index)
         deadline = min(time.time() + self.resend_for, self._resend_until)
         try:
             job_id = hook.client.submit(request, deadline=deadline, before_sending=self._refuse_if_killed)
         except InferenceError as error:
             if not isinstance(error, OutcomeUnknown):
-                record.refused(index)
+                record.write_refused(index)
             raise
-        record.accepted(index, job_id)
+        record.note_accepted(index, job_id)
         self.log.info("Submitted request %d of %d: job %s.", index + 1, total, job_id)
         return job_id
 
@@ -356,15 +356,15 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
         jobs = [*looked.ended.values(), *(service.lost(it) for it in words if words[it] is unknown)]
         unclear = [job for job in jobs if job.unclear]
         unseen = [job_id for job_id in job_ids if words.get(job_id) is NOT_SEEN]
-        record.forget(job.job_id for job in jobs if not (job.succeeded or job.unclear))
-        record.found({*job_ids} - {*unseen} - {job.job_id for job in unclear})
+        record.write_forgotten(job.job_id for job in jobs if not (job.succeeded or job.unclear))
+        record.write_found({*job_ids} - {*unseen} - {job.job_id for job in unclear})
         if unseen:
             raise AirflowException(
                 f"What became of {', '.join(unseen)} is unclear, and the service did not answer, so nothing "
                 "was submitted. A retry or a clear looks at these jobs again first."
             )
         if unclear:
-            record.forget(job.job_id for job in unclear)
+            record.write_forgotten(job.job_id for job in unclear)
             raise AirflowFailException(
                 f"{JobsFailed(unclear, total=total)}. This was the second look at them, and nothing was "
                 "submitted. Clearing the task submits, and pays, these again and whatever has failed."
@@ -406,8 +406,8 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
             return AirflowException(f"{error}. {_PAYS_ALL}.")
         if not record.kept:
             return AirflowFailException(f"{error}. What became of them is unclear, so no retry. {_PAYS_ALL}.")
-        record.forget(failed)
-        record.mark_unclear(unclear)
+        record.write_forgotten(failed)
+        record.write_unclear(unclear)
         if unclear:
             return AirflowException(
                 f"{error}. What became of {', '.join(unclear)} is unclear. A retry or a clear looks at that "

@@ -19,8 +19,9 @@ __all__ = ["SubmissionRecord"]
 
 log = logging.getLogger(__name__)
 
-#: Requests to one key: what is written for one more request stays small however many there are.
-_PER_KEY = 100
+#: Entries to one page, which is what one key holds: what is written for one more request stays small however
+#: many there are.
+_PER_PAGE = 100
 _IN_DOUBT = ""
 _UNCLEAR = "unclear"
 
@@ -46,10 +47,11 @@ class SubmissionRecord:
     An entry counts for the same request sent to the same place; where the request stands in the input does
     not matter. Entries that count for none of an attempt's requests stay, until the results are handed over.
 
-    The store's errors pass through: a record that cannot be read is not the same as no record.
+    The store's errors pass through: a record that cannot be read is not the same as no record. What is named
+    ``write`` writes at once; what is only noted goes with the next write.
 
     :param store: Airflow's task state store; ``None`` before Airflow 3.3, and then nothing is kept.
-    :param size: How many requests the task has: keys that should be there are read although one before them
+    :param size: How many requests the task has: pages that should be there are read although one before them
         is missing.
     """
 
@@ -58,17 +60,17 @@ class SubmissionRecord:
         self._entries: dict[int, _Entry] = {}
         self._wanted: list[str] = []
         self._slots: list[int] = []
-        self._keys: set[str] = set()
-        self._unwritten: set[str] = set()
-        for first in count(0, _PER_KEY) if store is not None else ():
-            entries = store.get(_key(first))
+        self._pages: set[int] = set()
+        for page in count() if store is not None else ():
+            entries = store.get(_key(page))
             if entries is not None:
-                self._keys.add(_key(first))
-                self._entries |= {slot: _Entry(*entry) for slot, entry in enumerate(entries, first) if entry}
-            elif first >= size:
+                self._pages.add(page)
+                read = enumerate(entries, page * _PER_PAGE)
+                self._entries |= {slot: _Entry(*entry) for slot, entry in read if entry}
+            elif page * _PER_PAGE >= size:
                 break
-        # A record that was being dropped is all in one key.
-        self._unwritten |= {_key(slot) for slot in self._entries} - self._keys
+        # A record that was being dropped is all in one page.
+        self._unwritten = {_page_of(slot) for slot in self._entries} - self._pages
 
     @property
     def kept(self) -> bool:
@@ -124,76 +126,76 @@ class SubmissionRecord:
 
     # What this attempt does -------------------------------------------------------------------------
 
-    def sending(self, index: int) -> None:
+    def write_sending(self, index: int) -> None:
         """Write, before a request is sent, that it is about to be."""
-        self._enter(self._slots[index], _Entry(self._wanted[index], _IN_DOUBT))
+        self._note(self._slots[index], _Entry(self._wanted[index], _IN_DOUBT))
         self.write()
 
-    def accepted(self, index: int, job_id: str) -> None:
+    def note_accepted(self, index: int, job_id: str) -> None:
         """Note that a request became a job; the next write carries it."""
-        self._enter(self._slots[index], _Entry(self._wanted[index], job_id))
+        self._note(self._slots[index], _Entry(self._wanted[index], job_id))
 
-    def refused(self, index: int) -> None:
+    def write_refused(self, index: int) -> None:
         """Write that a request became no job."""
-        self._drop([self._slots[index]])
+        self._write_without([self._slots[index]])
 
-    def mark_unclear(self, job_ids: Iterable[str]) -> None:
+    def write_unclear(self, job_ids: Iterable[str]) -> None:
         """Write that nobody knows what became of jobs: the next attempt looks at them before it submits."""
-        self._mark(job_ids, _UNCLEAR)
+        self._write_marked(job_ids, _UNCLEAR)
 
-    def found(self, job_ids: Iterable[str]) -> None:
+    def write_found(self, job_ids: Iterable[str]) -> None:
         """Write that jobs are known again."""
-        self._mark(job_ids, "")
+        self._write_marked(job_ids, "")
 
-    def forget(self, job_ids: Iterable[str]) -> None:
-        """Drop jobs, so that the next attempt submits their requests again."""
-        self._drop(list(self._slots_of(job_ids)))
+    def write_forgotten(self, job_ids: Iterable[str]) -> None:
+        """Write that jobs do not count: the next attempt submits their requests again."""
+        self._write_without(list(self._slots_of(job_ids)))
+
+    def write(self) -> None:
+        """Write what has changed."""
+        # Backwards, because the first page may hold what the others shall.
+        for page in sorted(self._unwritten, reverse=True):
+            self._write_page(page, [slot for slot in self._entries if _page_of(slot) == page])
+        self._unwritten.clear()
 
     def _slots_of(self, job_ids: Iterable[str]) -> Iterator[int]:
         named = set(job_ids)
         return (slot for slot, entry in self._entries.items() if entry.job_id in named)
 
-    def _mark(self, job_ids: Iterable[str], mark: str) -> None:
+    def _note(self, slot: int, entry: _Entry) -> None:
+        self._entries[slot] = entry
+        self._unwritten.add(_page_of(slot))
+
+    def _write_marked(self, job_ids: Iterable[str], mark: str) -> None:
         for slot in self._slots_of(job_ids):
-            self._enter(slot, self._entries[slot]._replace(mark=mark))
+            self._note(slot, self._entries[slot]._replace(mark=mark))
         self.write()
 
-    def _enter(self, slot: int, entry: _Entry) -> None:
-        self._entries[slot] = entry
-        self._unwritten.add(_key(slot))
-
-    def _drop(self, slots: Iterable[int]) -> None:
+    def _write_without(self, slots: Iterable[int]) -> None:
         for slot in slots:
             del self._entries[slot]
-            self._unwritten.add(_key(slot))
+            self._unwritten.add(_page_of(slot))
         self.write()
 
-    def write(self) -> None:
-        """Write what has changed."""
-        # Backwards, because the first key may hold what the others shall.
-        for key in sorted(self._unwritten, key=_first, reverse=True):
-            first = _first(key)
-            self._set(key, [slot for slot in self._entries if first <= slot < first + _PER_KEY])
-        self._unwritten.clear()
-
-    def _set(self, key: str, slots: Sequence[int]) -> None:
+    def _write_page(self, page: int, slots: Sequence[int]) -> None:
         if self._store is not None:
-            last = max(slots, default=_first(key) - 1)
-            self._store.set(key, [_stored(self._entries.get(slot)) for slot in range(_first(key), last + 1)])
-            self._keys.add(key)
+            first = page * _PER_PAGE
+            last = max(slots, default=first - 1)
+            self._store.set(_key(page), [_stored(self._entries.get(slot)) for slot in range(first, last + 1)])
+            self._pages.add(page)
 
     def clear(self) -> None:
         """
         Drop everything: the results are handed over, and clearing the task asks, and pays, anew.
 
-        The first key takes over what the others hold and goes last, so that a process which dies here leaves
+        The first page takes over what the others hold and goes last, so that a process which dies here leaves
         the whole record or nothing. The results are stored by now, so a store that fails fails nothing.
         """
         try:
-            if len(self._keys) > 1:
-                self._set(_key(0), list(self._entries))
-            for key in sorted(self._keys, key=_first, reverse=True):
-                self._store.delete(key)
+            if len(self._pages) > 1:
+                self._write_page(0, list(self._entries))
+            for page in sorted(self._pages, reverse=True):
+                self._store.delete(_key(page))
         except Exception as error:
             log.warning(
                 "The results are handed over, but the record of what was submitted could not be dropped (%s: "
@@ -214,9 +216,9 @@ def _stored(entry: _Entry | None) -> list[str]:
     return [] if entry is None else [*entry][: 3 if entry.mark else 2]
 
 
-def _key(slot: int) -> str:
-    return f"distribute.submitted.{slot - slot % _PER_KEY}"
+def _page_of(slot: int) -> int:
+    return slot // _PER_PAGE
 
 
-def _first(key: str) -> int:
-    return int(key.rpartition(".")[2])
+def _key(page: int) -> str:
+    return f"distribute.submitted.{page * _PER_PAGE}"

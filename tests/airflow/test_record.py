@@ -69,8 +69,9 @@ def test_nothing_is_missing_after_two_crashes(dropping: int, writing: int) -> No
     store = Store()
     record = record_of(store)
     for index in range(len(REQUESTS)):
-        record.accepted(index, f"job-{index}")
+        record.note_accepted(index, f"job-{index}")
     record.write()
+    assert store.values.keys() == {f"distribute.submitted.{first}" for first in (0, 100, 200)}
     store.steps = dropping
     with pytest.raises(Killed):
         record.clear()
@@ -79,7 +80,7 @@ def test_nothing_is_missing_after_two_crashes(dropping: int, writing: int) -> No
     everything = {f"job-{index}" for index in range(len(REQUESTS))}
     assert jobs_in(again) == everything
     with contextlib.suppress(Killed):
-        again.forget(["job-5"])
+        again.write_forgotten(["job-5"])
     store.steps = inf
     last = record_of(store)
     assert jobs_in(last) >= everything - {"job-5"}
@@ -92,11 +93,11 @@ def test_marks_are_kept_until_a_job_is_found() -> None:
     store = Store()
     record = record_of(store)
     for index in range(3):
-        record.accepted(index, f"job-{index}")
-    record.mark_unclear(["job-0", "job-2"])
+        record.note_accepted(index, f"job-{index}")
+    record.write_unclear(["job-0", "job-2"])
     again = SubmissionRecord(store)
     again.match([REQUESTS[2], REQUESTS[1]], SETTINGS)
     assert again.unclear() == ["job-2"]
     assert again.others() == ["job-0"]
-    again.found(["job-2"])
+    again.write_found(["job-2"])
     assert record_of(store).unclear() == ["job-0"]
