@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import httpx
 from pydantic import (
+    AnyHttpUrl,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -192,10 +192,9 @@ class Settings(Value):
         if match is None or not printable or not 0 < int(match["port"] or 1) < 65536:
             raise ValueError("must be scheme, host, port and path, and nothing else")
         try:
-            # Reading the host decodes it, which finds more than parsing does.
-            _ = httpx.URL(value).host
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise ValueError(f"is not a URL that can be called ({error})") from None
+            AnyHttpUrl(value)
+        except ValidationError as error:
+            raise ValueError(f"cannot be called: {'; '.join(problems_in(error))}") from None
         return value
 
     @classmethod
