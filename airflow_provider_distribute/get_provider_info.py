@@ -24,9 +24,15 @@ _COMMON_FIELDS = {
         "number",
         default=60,
         exclusiveMinimum=0,
+        maximum=3600,
     ),
     "connect_timeout": _field(
-        "Connect timeout (s)", "Seconds to get connected.", "number", default=10, exclusiveMinimum=0
+        "Connect timeout (s)",
+        "Seconds to get connected.",
+        "number",
+        default=10,
+        exclusiveMinimum=0,
+        maximum=3600,
     ),
     "requests_per_second": _field(
         "Requests per second",
@@ -34,6 +40,7 @@ _COMMON_FIELDS = {
         _OPTIONAL_NUMBER,
         default=None,
         exclusiveMinimum=0,
+        maximum=10_000,
     ),
     "max_connections": _field(
         "Connections",

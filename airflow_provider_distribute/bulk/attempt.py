@@ -24,11 +24,11 @@ from airflow_provider_distribute.bulk.verdict import verdict
 from airflow_provider_distribute.ledger.requests import RequestWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from airflow_provider_distribute.bulk.costs import Budget
     from airflow_provider_distribute.bulk.landing import Landing
-    from airflow_provider_distribute.bulk.run import Run
+    from airflow_provider_distribute.bulk.run import Run, Staged
     from airflow_provider_distribute.bulk.submission import Submitted
     from airflow_provider_distribute.exceptions import InferenceError
     from airflow_provider_distribute.waiting.pool import Logger
@@ -102,14 +102,26 @@ class Attempt:
         self._reports = reports or Reports()
         self._logger = logger
 
-    def begin(self, estimates: Sequence[float]) -> Ended:
+    def begin(self, staged: Staged) -> Ended:
         """
         Send what is missing, and do the rest as :meth:`resume` does.
 
-        :param estimates: US dollars for each row.
+        Where an earlier attempt had asked everything and was stopped before it could land that, this one
+        lands it, and then asks again what did not succeed, as an attempt after it would.
+
+        :param staged: The input, as :meth:`~airflow_provider_distribute.bulk.run.Run.take_up` returned it.
         :raises LedgerError: the run's record cannot be used.
         """
-        self._send(self._run.budget(estimates))
+        landed_only = not self._run.state.open
+        ended = self._send_and_resume(staged)
+        again = ended.error is not None and ended.error.transient and not ended.manifest["counts"]["expired"]
+        if landed_only and again:
+            self._run.begin_again(staged, now=time.time())
+            ended = self._send_and_resume(staged)
+        return ended
+
+    def _send_and_resume(self, staged: Staged) -> Ended:
+        self._send(self._run.budget(staged.costs))
         return self.resume()
 
     def resume(self) -> Ended:

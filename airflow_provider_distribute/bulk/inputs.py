@@ -109,6 +109,11 @@ class Source(ABC):
 
     name: str
 
+    @property
+    def arguments(self) -> Mapping[str, str]:
+        """What an author gave to say where the requests are, by the argument's name."""
+        return {}
+
     @abstractmethod
     def lines(self) -> Iterator[tuple[str, object]]:
         """
@@ -135,6 +140,10 @@ class _File(Source):
         self.name = f"The input {uri!r}"
         self._uri = uri
         self._open_path = open_path
+
+    @property
+    def arguments(self) -> Mapping[str, str]:
+        return {"requests": self._uri}
 
     def lines(self) -> Iterator[tuple[str, object]]:
         storage, path = self._place()
@@ -214,6 +223,10 @@ class _Table(_File):
         super().__init__(uri, open_path)
         self._prompt = prompt
         self._columns = _columns_of(prompt)
+
+    @property
+    def arguments(self) -> Mapping[str, str]:
+        return {**super().arguments, "prompt": self._prompt}
 
     def _request(self, row: Mapping[str, Any]) -> object:
         empty = [name for name in self._columns if _blank(row.get(name))]

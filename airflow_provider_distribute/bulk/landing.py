@@ -78,7 +78,7 @@ class Landing:
         """Count a row."""
         self.counts[row.status] += 1
         if row.error:
-            reason = _MISMATCH if row.status == "invalid" else clipped(row.error["message"])
+            reason = clipped(row.error["message"]) if row.raw_output is None else _MISMATCH
             if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
                 self.reasons[reason] += 1
         if row.status == "unknown":
@@ -120,10 +120,14 @@ class Spool:
         self._older: dict[tuple[int, str], tuple[int, int]] = {}
         place = 0
         for head, text in read_rows(directory):
-            if state.tickets.get(head.row) == head.ticket:
+            newest, key = state.tickets.get(head.row) == head.ticket, (head.row, head.ticket)
+            seen_before = self._places[head.row] >= 0 if newest else key in self._older
+            if seen_before and not head.succeeded:
+                continue  # Another triggerer looked later, when the service had forgotten the job.
+            if newest:
                 self._places[head.row], self._lengths[head.row] = place, len(text)
-            elif (key := (head.row, head.ticket)) in state.superseded or key in state.replaced:
-                self._older[head.row, head.ticket] = place, len(text)
+            elif key in state.superseded or key in state.replaced:
+                self._older[key] = place, len(text)
             else:
                 continue
             place += self._file.write(text)

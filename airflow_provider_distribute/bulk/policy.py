@@ -40,7 +40,7 @@ class Policy(Value):
     :param max_cost: US dollars that the estimate for the whole input must not pass; ``None``: no limit.
     :param results_format: How results are written.
     :param split: Into how many parts the input is split.
-    :param shard: Which of them this run takes, from 0.
+    :param shard: Which of them this run takes, from 0; needed when there are several.
     :param window: Rows that may be intended and not recorded.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
     """
@@ -54,13 +54,18 @@ class Policy(Value):
     max_cost: float | None = Field(None, gt=0, allow_inf_nan=False)
     results_format: FormatName = "jsonl"
     split: int = Field(1, ge=1)
-    shard: int = Field(0, ge=0)
+    shard: int | None = Field(None, ge=0)
     window: int = Field(WINDOW, ge=1)
     poke_interval: Seconds = DEFAULT_POKE_INTERVAL
 
     @model_validator(mode="after")
     def _shard_is_one_of_split(self) -> Policy:
-        if self.shard >= self.split:
+        if self.shard is None and self.split > 1:
+            raise ValueError(
+                f"split is {self.split}, and shard does not say which part this task takes: "
+                "AsyncChatBulkOperator.sharded makes a task for each"
+            )
+        if (self.shard or 0) >= self.split:
             raise ValueError(f"shard {self.shard} is not one of 0 to {self.split - 1}: split is {self.split}")
         return self
 

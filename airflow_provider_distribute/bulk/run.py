@@ -59,6 +59,10 @@ _REASONS: Mapping[type, Literal["budget", "deadline", "denied"]] = {
 }
 
 
+#: Arguments that decide what the answer to a row is taken for.
+_SHAPE_OF_ROWS = frozenset({"output_type", "dedupe", "shard and split"})
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """
@@ -82,21 +86,22 @@ class Plan:
     @property
     def shard(self) -> Shard:
         """Which part of the input this run takes."""
-        return Shard(self.policy.shard, self.policy.split)
+        return Shard(self.policy.shard or 0, self.policy.split)
 
     @property
     def arguments(self) -> dict[str, str]:
         """A digest of each argument that shapes all requests, by the author's name for it."""
-        arguments = {
-            "conn_id": [self.settings.conn_id, self.settings.service],
-            "model": self.defaults.model,
-            "system_prompt": self.defaults.system_prompt,
-            "request_params": self.defaults.params,
-            "output_type": self.output_type.schema,
-            "dedupe": self.dedupe,
-            "shard and split": [self.shard.number, self.shard.of],
-        }
-        return {name: _digest(json.dumps(value, default=str)) for name, value in arguments.items()}
+        return _digests(
+            {
+                "conn_id": [self.settings.conn_id, self.settings.service],
+                "model": self.defaults.model,
+                "system_prompt": self.defaults.system_prompt,
+                "request_params": self.defaults.params,
+                "output_type": self.output_type.schema,
+                "dedupe": self.dedupe,
+                "shard and split": [self.shard.number, self.shard.of],
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,10 @@ class Staged:
         """The estimate for all rows; ``None``: a row has no price."""
         total = sum(self.costs)
         return None if math.isnan(total) else total
+
+
+def _digests(arguments: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _digest(json.dumps(value, default=str)) for name, value in arguments.items()}
 
 
 def _digest(text: str) -> str:
@@ -268,6 +277,17 @@ class Run:
         self.writer = new_writer(time.time())
         self.journal = Journal(directory, writer=self.writer)
         self.state = self.journal.read()
+        self._arguments = plan.arguments
+
+    def check_resumed(self) -> None:
+        """
+        Check that what is landed was asked as this plan asks: a Dag may change while its task waits.
+
+        :raises InputChanged: it was not, and ``on_input_change`` does not allow that.
+        """
+        opened, tolerated = self.state.opened, self.plan.policy.on_input_change == "restart"
+        if opened and not tolerated and _SHAPE_OF_ROWS.intersection(self._other_arguments(opened)):
+            raise self._changed(opened, "it changed while the task waited")
 
     def take_up(self, source: Source, *, now: float) -> Staged:
         """
@@ -281,6 +301,7 @@ class Run:
         :raises LedgerTaken: the directory is another task instance's, or a newer attempt has begun.
         :raises LedgerForbidden: the storage does not allow what a run needs.
         """
+        self._arguments |= _digests(source.arguments)
         if not self.directory.try_out():
             log.warning(
                 "The storage of %r does not notice when an object is created that exists already. Should "
@@ -308,6 +329,15 @@ class Run:
             else:
                 return staged
 
+    def begin_again(self, staged: Staged, *, now: float) -> None:
+        """
+        Record another attempt at what was taken up and landed.
+
+        :param now: Epoch seconds.
+        """
+        folder = self.state.opened.requests if self.state.opened else self._own
+        self._begin(staged, folder, now)
+
     def _begin(self, staged: Staged, folder: str, now: float) -> None:
         before = self.state.opened
         opened = Opened(
@@ -319,7 +349,7 @@ class Run:
             count=staged.count,
             requests=folder,
             window=self.plan.policy.window,
-            arguments=self.plan.arguments,
+            arguments=self._arguments,
             service=self.plan.settings.service,
             shard=self.plan.shard.number,
             split=self.plan.shard.of,
@@ -400,8 +430,8 @@ class Run:
         )
 
     def _other_arguments(self, before: Opened) -> list[str]:
-        now = self.plan.arguments
-        return [name for name, digest in before.arguments.items() if now.get(name) != digest]
+        now = self._arguments
+        return [name for name, digest in before.arguments.items() if now.get(name, digest) != digest]
 
     @property
     def _own(self) -> str:

@@ -141,7 +141,7 @@ class AsyncChatBulkOperator(BaseOperator):
         ``rows``, ``requests``, ``tokens``, ``cost`` and ``cost_source``, and there are no ``results``.
     :param results_format: ``jsonl``, ``parquet`` (needs the extra ``parquet``) or ``openai_batch``.
     :param split: Into how many parts the input is split; see :meth:`sharded`.
-    :param shard: Which part this task takes, from 0.
+    :param shard: Which part this task takes, from 0; needed when ``split`` makes several.
     :param window: How many requests may be in flight without a record; also how many can be unknown after a
         crash.
     :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
@@ -188,7 +188,7 @@ class AsyncChatBulkOperator(BaseOperator):
         dry_run: bool = False,
         results_format: FormatName = "jsonl",
         split: int = 1,
-        shard: int = 0,
+        shard: int | None = None,
         window: int = WINDOW,
         poke_interval: float | timedelta = DEFAULT_POKE_INTERVAL,
         deferrable: bool = True,
@@ -240,7 +240,9 @@ class AsyncChatBulkOperator(BaseOperator):
         :returns: The mapped operator. Its output is a list of manifests.
         :raises ValueError: naming every choice that is not allowed; mapped tasks are made only when they run.
         """
-        Policy.of(split=split, **{name: kwargs[name] for name in Policy.model_fields if name in kwargs})
+        Policy.of(
+            split=split, shard=0, **{name: kwargs[name] for name in Policy.model_fields if name in kwargs}
+        )
         return cls.partial(task_id=task_id, split=split, **kwargs).expand(shard=list(range(split)))
 
     # Attempt --------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ class AsyncChatBulkOperator(BaseOperator):
                 context["ti"].xcom_push(key=_INPUT, value=self._input)
             BulkReports(self.log).begun(run, staged.cost)
             with self._nothing_left_unsaid(run):
-                ended = self._attempt(run, deadline).begin(staged.costs)
+                ended = self._attempt(run, deadline).begin(staged)
             return self._end(ended, context)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -385,6 +387,7 @@ class AsyncChatBulkOperator(BaseOperator):
         run = self._open(uri, plan)
         if run.state.opened is None:
             raise LedgerMissing("find the run that was waited for in", uri, remedy=_BRING_IT_BACK)
+        run.check_resumed()
         return run
 
     def _refuse_to_forget(self, uri: str, run: Run, note: RunNote, context: Context) -> None:

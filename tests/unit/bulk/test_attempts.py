@@ -62,7 +62,7 @@ def begin(world: World, count: int, *, deadline: float | None = None, **more: An
     of_attempt = {name: more.pop(name) for name in ("wait", "before_step", "reports") if name in more}
     run, staged = world.take_up(prompts(count), **more)
     until = world.now() + 3600 if deadline is None else deadline
-    return world.attempt_at(run, deadline=until, **of_attempt).begin(staged.costs)
+    return world.attempt_at(run, deadline=until, **of_attempt).begin(staged)
 
 
 class TestVerdict:
@@ -108,9 +108,7 @@ class TestStopping:
         run, staged = timeless.take_up(prompts(3))
         told = WorkerStopped("Told to.")
         with pytest.raises(WorkerStopped):
-            timeless.attempt_at(run, submit=lambda budget, folder: Submitted(stopped=told)).begin(
-                staged.costs
-            )
+            timeless.attempt_at(run, submit=lambda budget, folder: Submitted(stopped=told)).begin(staged)
         assert (run.state.stopped, timeless.directory().read("results.jsonl")) == (None, None)
         assert begin(timeless, 3).error is None
 
@@ -136,7 +134,7 @@ class TestWaiting:
 
         run, staged = timeless.take_up(prompts(3))
         with pytest.raises(Deferred):
-            timeless.attempt_at(run, wait=leave).begin(staged.costs)
+            timeless.attempt_at(run, wait=leave).begin(staged)
         ended = timeless.resume(run)
         assert (ended.error, ended.manifest["counts"]["succeeded"], timeless.service.paid) == (None, 3, 3)
 
@@ -144,6 +142,56 @@ class TestWaiting:
         """A clear of a good run lands it again."""
         begin(timeless, 3)
         assert begin(timeless, 3, wait=lambda collection: pytest.fail("waited")).error is None
+
+
+class TestAfterAnAttemptThatCouldNotLand:
+    """Its rows are landed, and those that failed are asked again at once: the author may allow one retry."""
+
+    @pytest.fixture
+    def bad(self, timeless: World) -> set[str]:
+        """Questions that the service cannot answer."""
+        bad = {"Question 1"}
+        timeless.service.answer = lambda prompt: "ERROR" if prompt in bad else "Fine."
+        return bad
+
+    def damage_the_last_record(self, world: World) -> None:
+        """Cut the end off."""
+        assert world.store
+        last = max(path for path in world.store.objects if "/journal/" in path)
+        world.store.objects[last] = world.store.objects[last][:-10]
+
+    def check(self, world: World) -> None:
+        """Check that the next attempt asks the bad row and no other."""
+        assert begin(world, 3).error is None
+        assert list(statuses(world.results())) == ["succeeded"] * 3
+        assert world.service.sent == {"Question 0": 1, "Question 1": 2, "Question 2": 1}
+
+    def test_the_worker_was_killed_before(self, timeless: World, bad: set[str]) -> None:
+        """The triggerer had kept everything."""
+
+        def leave(collection: Any) -> None:
+            raise Deferred
+
+        run, staged = timeless.take_up(prompts(3))
+        with pytest.raises(Deferred):
+            timeless.attempt_at(run, wait=leave).begin(staged)
+        timeless.run(timeless.collect())
+        bad.clear()
+        self.check(timeless)
+
+    def test_the_record_of_it_was_damaged(self, timeless: World, bad: set[str]) -> None:
+        """As if it had never been written."""
+        assert begin(timeless, 3).error is not None
+        self.damage_the_last_record(timeless)
+        bad.clear()
+        self.check(timeless)
+
+    def test_what_fails_again_is_left_to_the_next_attempt(self, timeless: World, bad: set[str]) -> None:
+        """Nothing is asked for ever."""
+        begin(timeless, 3)
+        self.damage_the_last_record(timeless)
+        assert begin(timeless, 3).error is not None
+        assert timeless.service.sent["Question 1"] == 2
 
 
 class TestRepairs:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from airflow_provider_distribute.exceptions import WorkerStopped
 from airflow_provider_distribute.ledger.lines import checked
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.ledger.rows import RowWriter, read_rows
+from airflow_provider_distribute.services import SERVICES
 from tests.unit.bulk.world import World, planned, prompts, statuses
 from tests.unit.storage import Failing
 
@@ -114,6 +116,24 @@ class TestCost:
         world.service.answer = lambda prompt: "ERROR"
         manifest = world.attempt(prompts(1))
         assert (manifest["cost"], paid_for(manifest), manifest["counts"]["failed"]) == (None, 0, 1)
+
+
+class TestTwoTriggerers:
+    """Both looked at the same jobs."""
+
+    @pytest.mark.parametrize("typed", [{}, TYPED], ids=["newest", "older"])
+    def test_an_answer_outlives_the_job(self, world: World, typed: dict[str, Any]) -> None:
+        """One looked when the service had it no more; what the other had seen is what was paid for."""
+        world.service.answer = lambda prompt: "no JSON"
+        world.attempt(prompts(1), **typed)
+        (head, _), *_ = read_rows(world.directory())
+        gone = replace(head, succeeded=False).line(SERVICES["distribute"].lost(head.ticket).result())
+        RowWriter(world.directory(), writer="later").write([gone])
+        world.service.answer = lambda prompt: None
+        manifest = world.attempt(prompts(1), deadline=soon(world), **typed)
+        assert manifest["tokens"]["completion"] == COMPLETION
+        if not typed:
+            assert (world.results()[0]["status"], world.service.paid) == ("succeeded", 1)
 
 
 class TestBudget:

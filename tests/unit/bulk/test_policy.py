@@ -73,7 +73,13 @@ def test_numbers_may_come_as_text_and_durations_as_such() -> None:
     assert (policy.repair_attempts, policy.deadline, policy.poke_interval) == (1, 3600.0, 60.0)
 
 
+def test_several_parts_need_a_shard() -> None:
+    """Or the others would never be asked."""
+    with pytest.raises(ValueError, match=r"AsyncChatBulkOperator\.sharded makes a task for each"):
+        Policy.of(split=2)
+
+
 @pytest.mark.parametrize(("max_cost", "share"), [(None, None), (6.0, 2.0)])
 def test_the_limit_is_for_all_parts_together(max_cost: float | None, share: float | None) -> None:
     """Each may spend an equal share."""
-    assert Policy.of(max_cost=max_cost, split=3).share_of_max_cost == share
+    assert Policy.of(max_cost=max_cost, split=3, shard=0).share_of_max_cost == share

@@ -26,7 +26,7 @@ from airflow_provider_distribute.exceptions import (
 from airflow_provider_distribute.ledger.records import Owner
 from airflow_provider_distribute.ledger.requests import RequestWriter
 from airflow_provider_distribute.models import ChatRequest
-from tests.unit.bulk.world import World, prompts, statuses
+from tests.unit.bulk.world import World, planned, prompts, statuses
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -92,6 +92,21 @@ class TestRetries:
         world.take_up(prompts(5))
         with pytest.raises(InputChanged):
             world.take_up(prompts(5), **change)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"output_type": output_type_from(Word)}, {"dedupe": True}, {"split": 2, "shard": 1}],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_a_dag_that_changes_while_its_task_waits_lands_nothing(
+        self, world: World, change: dict[str, Any]
+    ) -> None:
+        """What was asked would be taken for something else, and paid for again."""
+        world.take_up(prompts(5))
+        with pytest.raises(InputChanged, match="it changed while the task waited"):
+            Run(world.directory(), planned(world.settings, **change)).check_resumed()
+        Run(world.directory(), planned(world.settings, **change, on_input_change="restart")).check_resumed()
+        Run(world.directory(), planned(world.settings)).check_resumed()
 
     def test_another_input_may_start_over(self, world: World) -> None:
         """The old jobs are left behind; those that had ended do not go on."""

@@ -171,6 +171,21 @@ class TestTheInputIsGone:
         with pytest.raises(InputChanged, match=r"What differs: system_prompt .*cannot be read"):
             world.take_up(str(file), defaults=Defaults(system_prompt="Be brief."))
 
+    def test_another_place_needs_the_input(self, world: World, file: Path) -> None:
+        """What cannot be read there is not what was asked before."""
+        world.take_up(str(file))
+        with pytest.raises(InputChanged, match=r"What differs: requests .*cannot be"):
+            world.take_up(str(file.with_name("other.jsonl")))
+
+    def test_another_prompt_needs_the_input(self, world: World, tmp_path: Path) -> None:
+        """The copy was made with the old one."""
+        table = tmp_path / "in.csv"
+        table.write_text("text\na\n")
+        world.take_up(source_of(str(table), prompt="Summarise: {text}", open_path=UPath))
+        table.unlink()
+        with pytest.raises(InputChanged, match=r"What differs: prompt .*cannot be"):
+            world.take_up(source_of(str(table), prompt="Translate: {text}", open_path=UPath))
+
     def test_a_limit_needs_a_price_for_the_copy(self, world: World, file: Path) -> None:
         """As it does for the input."""
         world.fields["model"] = "unheard of"

@@ -18,7 +18,7 @@ from upath import UPath
 
 from airflow_provider_distribute.bulk.attempt import Attempt
 from airflow_provider_distribute.bulk.collection import Collection
-from airflow_provider_distribute.bulk.inputs import source_of
+from airflow_provider_distribute.bulk.inputs import Source, source_of
 from airflow_provider_distribute.bulk.policy import Policy
 from airflow_provider_distribute.bulk.run import Plan, Run
 from airflow_provider_distribute.bulk.submission import Submission, Submitted
@@ -194,7 +194,8 @@ class World:
     def take_up(self, requests: Any, **plan: Any) -> tuple[Run, Any]:
         """Begin an attempt."""
         run = Run(self.directory(), planned(self.settings, **plan))
-        staged = run.take_up(source_of(requests, open_path=UPath), now=self.now())
+        source = requests if isinstance(requests, Source) else source_of(requests, open_path=UPath)
+        staged = run.take_up(source, now=self.now())
         return run, staged
 
     async def submit(self, run: Run, staged: Any, *, deadline: float = FAR, **more: Any) -> Submitted:
@@ -247,7 +248,7 @@ class World:
         """Do all of it: take up, send, wait, land, repair; return the manifest."""
         run, staged = self.take_up(requests, **plan)
         attempt = self.attempt_at(run, deadline=deadline, poke_interval=poke_interval)
-        return attempt.begin(staged.costs).manifest
+        return attempt.begin(staged).manifest
 
     def resume(self, run: Run, *, deadline: float = FAR) -> Ended:
         """Go on with an attempt in another process, which knows what was recorded."""
