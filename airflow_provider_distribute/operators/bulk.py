@@ -19,7 +19,6 @@ from airflow.providers.common.compat.sdk import (
     ObjectStoragePath,
     conf,
 )
-from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from opentelemetry import trace
 
 from airflow_provider_distribute.bulk.attempt import Attempt
@@ -48,7 +47,13 @@ from airflow_provider_distribute.links import DashboardLink
 from airflow_provider_distribute.models import DEFAULT_POKE_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_distribute.operators.bulk_reports import BulkReports
 from airflow_provider_distribute.operators.connection import hook_again, hook_with_link
-from airflow_provider_distribute.operators.deferral import defer_to, read_event, timed_out
+from airflow_provider_distribute.operators.deferral import (
+    TRIGGER_FAILED,
+    defer_to,
+    read_event,
+    timed_out,
+    trigger_failed,
+)
 from airflow_provider_distribute.operators.errors import airflow_errors
 from airflow_provider_distribute.operators.labels import labels_of
 from airflow_provider_distribute.operators.lineage import lineage_of
@@ -82,12 +87,6 @@ _INPUT = "input"
 _NOBODY_WAITS: Mapping[str, type[AirflowException]] = {
     "refused": AirflowFailException,
     "unavailable": AirflowException,
-}
-#: What it counts as when the trigger itself has failed.
-_TRIGGER_FAILED = {
-    "verdict": "unavailable",
-    "message": "The trigger failed, and the log says how. Worker and triggerer may run different releases of "
-    "this provider",
 }
 _BRING_IT_BACK = (
     "what was accepted goes on and is billed. Mount or restore that directory, or set result_path back, and "
@@ -286,10 +285,9 @@ class AsyncChatBulkOperator(BaseOperator):
         self._input = ti.xcom_pull(task_ids=ti.task_id, key=_INPUT, map_indexes=ti.map_index)
         if timed_out(next_method, next_kwargs):
             next_method, next_kwargs = "land_what_there_is", {}
-        elif next_method == TRIGGER_FAIL_REPR:
-            traceback = (next_kwargs or {}).get("traceback") or ()
-            self.log.error("The trigger failed:\n%s", "\n".join(traceback))
-            next_method, next_kwargs = "execute_complete", {"event": _TRIGGER_FAILED}
+        elif trigger_failed(next_method, next_kwargs, logger=self.log):
+            event = {"verdict": "unavailable", "message": TRIGGER_FAILED}
+            next_method, next_kwargs = "execute_complete", {"event": event}
         return super().resume_execution(next_method, next_kwargs, context)
 
     def land_what_there_is(self, context: Context) -> dict[str, Any]:

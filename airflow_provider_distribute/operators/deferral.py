@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
     from airflow.triggers.base import BaseTrigger
 
-__all__ = ["defer_to", "read_event", "timed_out"]
+__all__ = ["TRIGGER_FAILED", "defer_to", "read_event", "timed_out", "trigger_failed"]
 
 _Outcome = TypeVar("_Outcome", bound=Outcome)
 
+#: What is said of a trigger that raised.
+TRIGGER_FAILED = (
+    "The trigger failed, and the log says how. Worker and triggerer may run different releases of this "
+    "provider"
+)
 #: Airflow's own limit on a deferral lies this many seconds behind the trigger's deadline, as a net.
 _NET = 300.0
 
@@ -68,3 +73,15 @@ def timed_out(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
     """Return whether a task is resumed because Airflow's own limit on its deferral has passed."""
     reason = (next_kwargs or {}).get("error")
     return next_method == TRIGGER_FAIL_REPR and reason == TriggerFailureReason.TRIGGER_TIMEOUT
+
+
+def trigger_failed(next_method: str, next_kwargs: Mapping[str, Any] | None, *, logger: Any) -> bool:
+    """
+    Return whether a task is resumed because its trigger raised.
+
+    :param logger: Told how; Airflow itself shows that nowhere else.
+    """
+    if next_method != TRIGGER_FAIL_REPR or timed_out(next_method, next_kwargs):
+        return False
+    logger.error("The trigger failed:\n%s", "\n".join((next_kwargs or {}).get("traceback") or ()))
+    return True

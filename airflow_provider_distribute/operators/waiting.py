@@ -18,7 +18,13 @@ from airflow_provider_distribute.exceptions import (
     JobsFailed,
 )
 from airflow_provider_distribute.operators.connection import hook_again
-from airflow_provider_distribute.operators.deferral import defer_to, read_event, timed_out
+from airflow_provider_distribute.operators.deferral import (
+    TRIGGER_FAILED,
+    defer_to,
+    read_event,
+    timed_out,
+    trigger_failed,
+)
 from airflow_provider_distribute.operators.errors import airflow_errors
 from airflow_provider_distribute.operators.xcom import storable
 from airflow_provider_distribute.triggers.chat import AsyncChatTrigger, WaitOutcome
@@ -118,9 +124,15 @@ class WaitsForJobs(LeavesJobsRunning):
         return self._hand_over(context, [ended[job_id] for job_id in job_ids])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume; Airflow's own limit on the deferral, which drops our arguments, ends in a last look."""
+        """
+        Resume. When Airflow itself ended the deferral our arguments are lost: its limit ends in a last look,
+        and a trigger that failed in an error which names the jobs.
+        """
         if timed_out(next_method, next_kwargs):
             next_method, next_kwargs = "_look_a_last_time", {}
+        elif trigger_failed(next_method, next_kwargs, logger=self.log):  # type: ignore[attr-defined]
+            job_ids = self._job_ids_to_wait_for(context)
+            raise AirflowException(self._nobody_waits(TRIGGER_FAILED, job_ids, context))
         return super().resume_execution(next_method, next_kwargs, context)  # type: ignore[misc]
 
     def _look_a_last_time(self, context: Context) -> Any:
@@ -214,7 +226,10 @@ class WaitsForJobs(LeavesJobsRunning):
         self, why: str, job_ids: Sequence[str], context: Context
     ) -> AirflowFailException:
         """Return the exception that ends the task when waiting is impossible until somebody acts."""
-        return AirflowFailException(
+        return AirflowFailException(self._nobody_waits(why, job_ids, context))
+
+    def _nobody_waits(self, why: str, job_ids: Sequence[str], context: Context) -> str:
+        return (
             f"{why.rstrip('.')}. Nobody waits any more for {', '.join(dict.fromkeys(job_ids))}: what has not "
             f"ended goes on and is billed. {self._what_a_clear_pays(context)}"
         )

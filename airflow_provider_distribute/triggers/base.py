@@ -8,12 +8,12 @@ import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from pydantic import ConfigDict, Field, ValidationError
 
 from airflow_provider_distribute.exceptions import AccessDenied, ConnectionInvalid
 from airflow_provider_distribute.models import Value, problems_in
+from airflow_provider_distribute.triggers.connection import ConnectionUnread
 from airflow_provider_distribute.triggers.settling import until_settled
 
 if TYPE_CHECKING:
@@ -62,11 +62,7 @@ class WaitingTrigger(BaseTrigger, Generic[OrderT, OutcomeT]):
 
     order: type[OrderT]
     outcome: type[OutcomeT]
-    impossible: ClassVar[tuple[type[Exception], ...]] = (
-        AccessDenied,
-        ConnectionInvalid,
-        AirflowNotFoundException,
-    )
+    impossible: ClassVar[tuple[type[Exception], ...]] = (AccessDenied, ConnectionInvalid)
 
     def _arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.order.model_fields}
@@ -84,11 +80,15 @@ class WaitingTrigger(BaseTrigger, Generic[OrderT, OutcomeT]):
 
     async def _outcome(self) -> OutcomeT:
         try:
-            return await self._wait(self.order(**self._arguments()))
+            order = self.order(**self._arguments())
         except ValidationError as error:
             problems = "; ".join(problems_in(error))
             message = f"The trigger's arguments cannot be used: {problems}. Clear the task to wait again."
             return self.outcome(verdict="refused", message=message)
+        try:
+            return await self._wait(order)
+        except ConnectionUnread:
+            return self._unseen(order)
         except self.impossible as error:
             passing = getattr(error, "transient", False)
             return self.outcome(verdict="unavailable" if passing else "refused", message=str(error))
@@ -96,4 +96,9 @@ class WaitingTrigger(BaseTrigger, Generic[OrderT, OutcomeT]):
     @abstractmethod
     async def _wait(self, order: OrderT) -> OutcomeT:
         """Wait until the jobs have ended, or until the deadline; when cancelled, say what goes on."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _unseen(self, order: OrderT) -> OutcomeT:
+        """Return the outcome of a deadline that passed without a look; the last look is the worker's."""
         raise NotImplementedError

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,45 +103,73 @@ class AsyncChatBulkTrigger(WaitingTrigger[_Order, BulkOutcome]):
         self.poke_interval = poke_interval
 
     async def _wait(self, order: _Order) -> BulkOutcome:
-        return await with_connection(
-            order.conn_id, partial(self._wait_with, order), until=order.deadline, logger=self.log
-        )
-
-    async def _wait_with(self, order: _Order, settings: Settings) -> BulkOutcome:
-        # A path may look an Airflow connection up, which below 3.2 only this kind of thread can.
-        directory = await sync_to_async(_directory)(order.run_uri)
-        collection = Collection(directory, settings, logger=self.log)
+        run = _Run()
         try:
-            await collection.begin(deadline=order.deadline)
-            self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
-            async with metered_pool(settings) as pool:
-                await collection.run(pool, deadline=order.deadline, poke_interval=order.poke_interval)
+            return await with_connection(
+                order.conn_id, partial(self._wait_with, order, run), until=order.deadline, logger=self.log
+            )
         except asyncio.CancelledError:
-            await self._leave(directory, collection)
+            await self._leave(order, run)
             raise
+
+    def _unseen(self, order: _Order) -> BulkOutcome:
+        return BulkOutcome(verdict="deadline", run_uri=order.run_uri, deadline=order.deadline)
+
+    async def _wait_with(self, order: _Order, run: _Run, settings: Settings) -> BulkOutcome:
+        # A path may look an Airflow connection up, which below 3.2 only this kind of thread can.
+        run.directory = await sync_to_async(_directory)(order.run_uri)
+        collection = Collection(run.directory, settings, logger=self.log)
+        await collection.begin(deadline=order.deadline)
+        run.collection = collection
+        self.log.info("Waiting for %d jobs of %r.", len(collection.pending), order.run_uri)
+        async with metered_pool(settings) as pool:
+            await collection.run(pool, deadline=order.deadline, poke_interval=order.poke_interval)
         return BulkOutcome.of(collection.progress, order)
 
-    async def _leave(self, directory: Directory, collection: Collection) -> None:
+    async def _leave(self, order: _Order, run: _Run) -> None:
         """Say what goes on. Airflow gives a second: the manifest is written in a task of its own."""
-        pending = list(collection.pending)
+        attempt = pending = None
+        if run.collection is None:
+            what = "before the run was read. Its jobs"
+        else:
+            attempt, pending = run.collection.attempt, list(run.collection.pending)
+            what = f"with {len(pending)} jobs pending. They"
         self.log.warning(
-            "Waiting stopped here with %d jobs pending. They cannot be cancelled: they go on at the service "
-            "and are billed: %s. %d rows are unknown, and %d were not sent; %r lists everything. If this "
-            "triggerer only restarts or hands over, waiting resumes; after a clear, the next attempt waits "
-            "for the jobs instead of paying again.",
-            len(pending),
-            some(pending[:MOST_NAMED], len(pending)),
-            collection.progress.unknown,
-            collection.progress.not_sent,
-            directory.below("journal"),
+            "Waiting stopped here %s cannot be cancelled: they go on at the service and are billed%s; %r "
+            "lists everything. If this triggerer only restarts or hands over, waiting resumes; after a "
+            "clear, the next attempt waits for the jobs instead of paying again.",
+            what,
+            run.details,
+            f"{order.run_uri.rstrip('/')}/journal",
         )
+        if run.directory is None:
+            return
         why = "Waiting was stopped. If the triggerer only restarts or hands over, it resumes."
         leaving = asyncio.create_task(
-            asyncio.to_thread(leave_behind, directory, attempt=collection.attempt, why=why, pending=pending)
+            asyncio.to_thread(leave_behind, run.directory, attempt=attempt, why=why, pending=pending)
         )
         _leaving.add(leaving)
         leaving.add_done_callback(_leaving.discard)
         await asyncio.shield(leaving)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a run so far."""
+
+    directory: Directory | None = None
+    collection: Collection | None = None
+
+    @property
+    def details(self) -> str:
+        """The jobs that are pending, and what else may be."""
+        if self.collection is None:
+            return ""
+        pending, progress = list(self.collection.pending), self.collection.progress
+        return (
+            f": {some(pending[:MOST_NAMED], len(pending))}. {progress.unknown} rows are unknown, and "
+            f"{progress.not_sent} were not sent"
+        )
 
 
 _leaving: set[asyncio.Task[bool]] = set()

@@ -14,6 +14,7 @@ from airflow_provider_distribute.models import Value
 from airflow_provider_distribute.triggers.base import AboveZero, Outcome, WaitingTrigger
 from airflow_provider_distribute.triggers.connection import with_connection
 from airflow_provider_distribute.triggers.metrics import metered_pool
+from airflow_provider_distribute.waiting.pool import NOT_SEEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +119,9 @@ class AsyncChatTrigger(WaitingTrigger[_Order, WaitOutcome]):
             )
             raise
         return WaitOutcome.of(waited)
+
+    def _unseen(self, order: _Order) -> WaitOutcome:
+        return WaitOutcome(verdict="deadline", pending={NOT_SEEN: tuple(dict.fromkeys(order.job_ids))})
 
     async def _wait_with(self, order: _Order, pending: dict[str, None], settings: Settings) -> Waited:
         self.log.info("Waiting for %d jobs on connection %r.", len(pending), order.conn_id)

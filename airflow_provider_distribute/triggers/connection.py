@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from airflow_provider_distribute.models import Settings
     from airflow_provider_distribute.waiting.pool import Logger
 
-__all__ = ["with_connection"]
+__all__ = ["ConnectionUnread", "with_connection"]
 
 T = TypeVar("T")
 
 #: Waits between look-ups of a connection.
 BACKOFF = Backoff(base=2.0, cap=60.0)
+
+
+class ConnectionUnread(Exception):
+    """A connection could not be read up to the deadline, so no job was looked at."""
+
 
 _rng = random.Random()  # noqa: S311  jitter needs no secrecy
 
@@ -40,6 +45,7 @@ async def with_connection(
     :param logger: Told about what goes wrong.
     :raises AccessDenied: the key that the connection has now is denied.
     :raises ConnectionInvalid: naming every missing or wrong field.
+    :raises ConnectionUnread: it could not be read all the while.
     """
     settings = await _settings(conn_id, until, logger)
     while True:
@@ -65,7 +71,7 @@ async def _settings(conn_id: str, until: float, logger: Logger) -> Settings:
             failures += 1
             wait = BACKOFF.delay(failures, _rng)
             if time.time() + wait > until:
-                raise
+                raise ConnectionUnread(conn_id) from error
             if rising(failures):
                 logger.warning(
                     "Connection %r cannot be read (%s: %s). The jobs go on; trying again in %.0f s, and so "

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
+from airflow_provider_distribute.bulk.collection import Collection
 from airflow_provider_distribute.bulk.inputs import source_of
 from airflow_provider_distribute.bulk.manifest import read_manifest
 from airflow_provider_distribute.bulk.run import Plan, Run
+from airflow_provider_distribute.exceptions import LedgerUnavailable
 from airflow_provider_distribute.hooks import HOOKS
 from airflow_provider_distribute.ledger.directory import Directory
 from airflow_provider_distribute.ledger.records import Accepted, Intended, Owner, Ticket
@@ -171,6 +173,29 @@ class TestCancelled:
         assert "only restarts" in manifest["stopped"]["why"]
         assert (manifest["service"], manifest["conn_id"]) == (service, f"{service}_default")
 
+    def test_before_the_run_was_read(
+        self, service: str, wire: Wire, directory: Directory, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is said to be pending that nobody has counted; the manifest takes it from the journal."""
+
+        def unavailable(collection: Collection) -> None:
+            raise LedgerUnavailable("read", directory.uri)
+
+        monkeypatch.setattr(Collection, "read", unavailable)
+        self.cancel(service, wire, directory)
+        assert "Waiting stopped here before the run was read. Its jobs cannot be cancelled" in log.text
+        assert f"billed; {directory.below('journal')!r} lists everything" in log.text
+        assert read_manifest(directory)["stopped"]["accepted"]["jobs"] == 3
+
+    def test_before_the_connection_was_read(
+        self, wire: Wire, life: Callable[..., Life], directory: Directory, log: Log
+    ) -> None:
+        """The run is named all the same."""
+        with life(None).supervised():
+            self.cancel("nowhere", wire, directory)
+        assert "before the run was read" in log.text
+        assert directory.uri in log.text
+
     def test_a_hundred_jobs_are_named(self, service: str, wire: Wire, tmp_path: Path, log: Log) -> None:
         """The rest is in the journal."""
         wire.fault("never")
@@ -234,13 +259,14 @@ class TestTrouble:
         assert (event["verdict"], "401" in event["message"]) == ("refused", True)
         assert kept(directory) == {0}
 
-    def test_an_unknown_connection_is_refused(
+    def test_a_connection_that_is_never_read_leaves_the_last_look_to_the_worker(
         self, life: Callable[..., Life], wire: Wire, tmp_path: Path
     ) -> None:
-        """Its name is in the message."""
+        """Nobody has seen the jobs, and the deadline has passed."""
+        deadline = wire.clock.now + 10
         with life(None).supervised():
-            event = run(wire.clock, AsyncChatBulkTrigger("nowhere", str(tmp_path), wire.clock.now + 10, 1.0))
-        assert (event["verdict"], "nowhere" in event["message"]) == ("refused", True)
+            event = run(wire.clock, AsyncChatBulkTrigger("nowhere", str(tmp_path), deadline, 1.0))
+        assert event == {"verdict": "deadline", "run_uri": str(tmp_path), "deadline": deadline}
 
     def test_a_directory_it_does_not_see_is_no_run_that_has_ended(
         self, service: str, wire: Wire, tmp_path: Path

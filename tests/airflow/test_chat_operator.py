@@ -364,10 +364,14 @@ def test_last_look_at_pending_jobs_is_the_deadline(life: Live, wire: Wire) -> No
     assert "still pending" in attempt.message
 
 
-def test_broken_trigger_is_airflows_business(life: Live, wire: Wire) -> None:
-    """A trigger that could not run fails the attempt as any deferral does."""
-    attempt = life(chat(prompt="Why?")).attempt(instead_of_trigger={"error": "Trigger failure"})
+def test_broken_trigger_says_what_goes_on(life: Live, wire: Wire, log: Log) -> None:
+    """Its trace is in the log, and the error names the jobs that nobody waits for any more."""
+    failure = {"error": "Trigger failure", "traceback": ["Traceback …", "KeyError: 'x'"]}
+    attempt = life(chat(prompt="Why?")).attempt(instead_of_trigger=failure)
     assert attempt.state == "up_for_retry"
+    assert attempt.message.startswith("The trigger failed, and the log says how.")
+    assert f"Nobody waits any more for {wire.job_ids[0]}: " in attempt.message
+    assert "KeyError: 'x'" in log.text
 
 
 # Where the service or the triggerer is in the way --------------------------------------------------------

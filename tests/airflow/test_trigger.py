@@ -174,13 +174,14 @@ def test_connection_that_cannot_be_read_for_a_while(
     assert 2 <= len(set(re.findall(r"cannot be read .* trying again in (\d+) s", log.text))) <= 4
 
 
-def test_missing_connection_is_refused(life: Callable[..., Life], wire: Wire) -> None:
-    """It is looked for up to the deadline; then its name is in the message."""
+def test_connection_that_is_never_read_leaves_the_last_look_to_the_worker(
+    life: Callable[..., Life], wire: Wire
+) -> None:
+    """It is looked for up to the deadline; then nobody has seen the jobs, and a worker may."""
     deadline = wire.clock.now + 600
     with life(None).supervised():
-        event = run(wire.clock, AsyncChatTrigger("nowhere", ["a"], deadline, 30.0))
-    assert event["verdict"] == "refused"
-    assert "nowhere" in event["message"]
+        event = run(wire.clock, AsyncChatTrigger("nowhere", ["a", "b", "a"], deadline, 30.0))
+    assert event == {"verdict": "deadline", "pending": {"not seen yet": ["a", "b"]}}
     assert deadline - 60 < wire.clock.now <= deadline
 
 
