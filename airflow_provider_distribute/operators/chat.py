@@ -232,7 +232,6 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         try:
             for index, request in enumerate(requests):
                 accepted[index] = self._job_of(request, index, hook, record, len(requests))
-            record.write()
         except Exception as error:
             if len(requests) == 1 and not accepted:
                 raise
@@ -245,6 +244,7 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
             )
             self.log.error("%s", failure)
             raise failure from error
+        record.write_last()
         return list(accepted.values())
 
     def _job_of(

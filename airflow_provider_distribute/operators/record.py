@@ -158,6 +158,18 @@ class SubmissionRecord:
             self._write_page(page, [slot for slot in self._entries if _page_of(slot) == page])
         self._unwritten.clear()
 
+    def write_last(self) -> None:
+        """Write what has changed when every request has its job: a store that fails then fails nothing."""
+        try:
+            self.write()
+        except Exception as error:
+            log.warning(
+                "All requests were accepted, but the record of the last one could not be written (%s: %s). "
+                "The task goes on with its job. If it is retried, it sends, and pays, that request again.",
+                type(error).__name__,
+                error,
+            )
+
     def _slots_of(self, job_ids: Iterable[str]) -> Iterator[int]:
         named = set(job_ids)
         return (slot for slot, entry in self._entries.items() if entry.job_id in named)

@@ -111,6 +111,7 @@ class Life:
     :ivar killed_by: Decides for each message to the supervisor whether the process dies of it.
     :ivar task: The operator that ran last, as Airflow's listeners find it.
     :ivar store_fails: Whether the task state store does not answer.
+    :ivar next_write_fails: Whether it does not answer to the next write.
     :ivar deletes_fail: Whether it drops nothing.
     """
 
@@ -133,7 +134,7 @@ class Life:
         self.xcoms: dict[_Where, Any] = beside.xcoms if beside else {}
         self.xcoms |= {_Where(run_id, name, -1, "return_value"): it for name, it in xcoms.items()}
         self.store: dict[str, Any] = {}
-        self.store_fails = False
+        self.store_fails = self.next_write_fails = False
         self.task: Any = None
         self.deletes_fail = False
         self.rendered: dict[str, Any] = {}
@@ -328,6 +329,9 @@ class Life:
         return comms.TaskStateStoreResult(value=self.store[msg.key])
 
     def _on_SetTaskStateStore(self, msg: Any) -> None:  # noqa: N802
+        if self.next_write_fails:
+            self.next_write_fails = False
+            raise AirflowRuntimeError(comms.ErrorResponse(error=ErrorType.API_SERVER_ERROR))
         self.store[msg.key] = json.loads(json.dumps(msg.value))
 
     def _on_DeleteTaskStateStore(self, msg: Any) -> None:  # noqa: N802

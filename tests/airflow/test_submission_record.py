@@ -278,6 +278,22 @@ def test_store_that_fails_at_the_end_fails_nothing(operator: Any, life: Live, wi
 
 
 @needs_store
+def test_store_that_fails_after_the_last_request_fails_nothing(
+    operator: Any, life: Live, wire: Wire, log: Log
+) -> None:
+    """Every job is known: giving them up would pay for one of them again."""
+    task = life(asking(operator, ["a", "b"]))
+
+    def fails(request: Any) -> None:
+        task.next_write_fails = len(wire.submissions) == 2 and not wire.looks
+
+    wire.listener = fails
+    assert task.attempt(retries_left=False).state == "success"
+    assert wire.paid == 2
+    assert "All requests were accepted, but the record of the last one could not be written" in log.text
+
+
+@needs_store
 def test_missing_key_hides_no_other(operator: Any, life: Live, wire: Wire) -> None:
     """Airflow drops keys by their age, and people can: what else there is still counts."""
     prompts = [f"question {number}" for number in range(250)]
