@@ -35,7 +35,7 @@ SERVICE_WINDOW = 72 * HOUR
 DEADLINE_MARGIN = 1 * HOUR
 #: Default for how long jobs are waited for, in seconds: the services' 72 hours and a margin.
 DEFAULT_TIMEOUT = SERVICE_WINDOW + DEADLINE_MARGIN
-#: Default for the seconds between two looks of the fixed schedule that waiting is at least as quick as.
+#: Default for ``poke_interval``: seconds between the looks of a fixed schedule, which finds jobs no sooner.
 DEFAULT_POKE_INTERVAL = 30.0
 #: The longest duration an author can ask for, in seconds. Later instants do not fit into Airflow's tables.
 LONGEST = 366 * 24 * HOUR
@@ -368,7 +368,7 @@ class JobError(Value):
     Why a job failed.
 
     :param type: ``failed`` (the service said so), ``lost`` (the service does not know the job any more) or
-        ``refused`` (the service will not show it).
+        ``withheld`` (the service will not show it).
     :param message: The service's words, or that it gave none.
     """
 
@@ -377,7 +377,7 @@ class JobError(Value):
 
 
 #: The types of error that leave unclear what became of a job: it may have ended well, and been billed.
-UNCLEAR = frozenset({"lost", "refused"})
+UNCLEAR = frozenset({"lost", "withheld"})
 
 
 class Job(Value):

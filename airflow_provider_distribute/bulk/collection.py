@@ -72,6 +72,7 @@ class Progress:
     :ivar unknown: Rows whose requests may have been accepted, without our knowing.
     :ivar not_sent: Rows whose requests are still to be sent, by this attempt or the next.
     :ivar cost: US dollars of what has ended, an estimate.
+    :ivar unpriced: Of what ended well, rows whose model, as the service names it, has no known price.
     :ivar state: What it does, or how the wait ended.
     :ivar started: Epoch seconds at which this sending or this wait began. People see only what follows of it
         and of the next one: how fast rows end.
@@ -85,6 +86,7 @@ class Progress:
     unknown: int = 0
     not_sent: int = 0
     cost: float = 0.0
+    unpriced: int = 0
     state: _Phase = "waiting"
     started: float = 0.0
     ended_before: int = 0
@@ -121,6 +123,7 @@ class Progress:
         else:
             self.failed += 1
         self.cost += landed.cost or 0.0
+        self.unpriced += landed.succeeded and landed.cost is None
 
     def rate(self, now: float) -> float:
         """Rows that have ended in each second since this wait began."""
@@ -131,9 +134,10 @@ class Progress:
         rate = self.rate(now)
         left = (self.total - self.ended) / rate if rate else None
         eta = "unknown" if left is None else datetime.fromtimestamp(now + left, UTC).isoformat(" ", "minutes")
+        unpriced = f", without {self.unpriced} rows of unknown price" if self.unpriced else ""
         return (
             f"{self.ended}/{self.total} done, {self.failed} failed, {rate * 60:.1f} a minute, ETA {eta}, "
-            f"cost so far about ${self.cost:.4f}"
+            f"cost so far about ${self.cost:.4f}{unpriced}"
         )
 
     def as_json(self, now: float) -> dict[str, object]:

@@ -55,6 +55,7 @@ class Landing:
     :ivar models: Models that were asked.
     :ivar tokens: What the service counted for all jobs that were seen ended, those of older tickets too.
     :ivar cost: US dollars for these jobs, an estimate; ``None``: none has a price.
+    :ivar unpriced: Jobs whose tokens the service counted and whose model has no known price.
     :ivar repairs: The estimate for each invalid row whose repair was written.
     :ivar again: Rows that a later attempt asks again.
     :ivar unknown_rows: Rows that may run without our knowing.
@@ -67,6 +68,7 @@ class Landing:
     models: set[str] = field(default_factory=set)
     tokens: Tokens = field(default_factory=Tokens)
     cost: float | None = None
+    unpriced: int = 0
     repairs: dict[int, float] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
     unknown_rows: set[int] = field(default_factory=set)
@@ -99,9 +101,12 @@ class Landing:
 
     def pay(self, usage: Mapping[str, Any] | None, cost: float | None) -> None:
         """Count what a job took."""
-        self.tokens += Tokens.counted(usage) or Tokens()
+        counted = Tokens.counted(usage)
+        self.tokens += counted or Tokens()
         if cost is not None:
             self.cost = (self.cost or 0.0) + cost
+        elif counted:
+            self.unpriced += 1
 
 
 class Spool:

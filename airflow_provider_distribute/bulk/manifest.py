@@ -55,6 +55,7 @@ def manifest_of(run: Run, landing: Landing, *, results: str, now: float) -> dict
         "tokens": {"prompt": landing.tokens.prompt, "completion": landing.tokens.completion},
         "cost": None if landing.cost is None else round(landing.cost, 6),
         "cost_source": f"estimate: counted tokens, {Costs(plan.settings).source}",
+        "jobs_without_price": landing.unpriced,
         "duplicates_possible": state.duplicates,
         "unknown": {"rows": landing.counts["unknown"], "custom_ids": landing.unknown[:MOST_NAMED]},
         "going_on": _jobs(landing.going_on),

@@ -42,7 +42,7 @@ class Policy(Value):
     :param split: Into how many parts the input is split.
     :param shard: Which of them this run takes, from 0; needed when there are several.
     :param window: Rows that may be intended and not recorded.
-    :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+    :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
     """
 
     repair_attempts: int = Field(0, ge=0)

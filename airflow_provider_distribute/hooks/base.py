@@ -255,7 +255,7 @@ class ServiceHook(BaseHook):
 
         :param job_ids: One job id, or several.
         :param timeout: Seconds to wait at most.
-        :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+        :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
         :returns: The job, or the jobs in the order given.
         :raises DeadlinePassed: naming the jobs that were still pending. They go on and are billed.
         :raises AccessDenied: the key is not accepted.

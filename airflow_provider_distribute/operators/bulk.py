@@ -143,7 +143,7 @@ class AsyncChatBulkOperator(BaseOperator):
     :param shard: Which part this task takes, from 0; needed when ``split`` makes several.
     :param window: How many requests may be in flight without a record; also how many can be unknown after a
         crash.
-    :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+    :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
     :param deferrable: Wait on the triggerer; else the worker waits.
     :returns: The manifest: URIs, counts by status, tokens, cost, what may have been paid twice, times. Each
         of its fields is an XCom of its own, too: ``operator.output["results"]``.

@@ -299,7 +299,7 @@ class AsyncChatOperator(WaitsForJobs, SubmitAsyncChatOperator):
     every retry submits again.
 
     :param deferrable: Wait on the triggerer; else the worker waits.
-    :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+    :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
     :param timeout: Seconds that the jobs have to end once all are submitted, and after which no request is
         sent again that the service does not accept. ``execution_timeout`` does not run while deferred.
     :param fail_on_error: Fail when a job failed; else its result says so.

@@ -339,7 +339,7 @@ class Service(ABC):
 
     def withheld(self, job_id: str, error: RequestRefused) -> Job:
         """Return the job as failed because the service will not show it."""
-        return self._failed(job_id, "refused", "refused", str(error))
+        return self._failed(job_id, "withheld", "withheld", str(error))
 
     def _failed(self, job_id: str, word: str, type_: str, message: str) -> Job:
         error = JobError(type=type_, message=message)

@@ -81,7 +81,7 @@ class AsyncChatTrigger(WaitingTrigger[_Order, WaitOutcome]):
     :param conn_id: Connection id.
     :param job_ids: The jobs.
     :param deadline: Wall-clock deadline, seconds since the epoch; it survives a restart.
-    :param poke_interval: Seconds of the fixed schedule that waiting is at least as quick as.
+    :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
     """
 
     order = _Order

@@ -239,7 +239,7 @@ class Pool:
 
         :param job_ids: The jobs, oldest first as far as known. The same job may be waited for by several.
         :param deadline: Epoch seconds.
-        :param poke_interval: Seconds of the fixed schedule that this wait is at least as quick as.
+        :param poke_interval: Seconds between looks of a fixed schedule; jobs are found as soon on average.
         :param look_now: Look at every job at once: they are believed to have ended.
         :param once: Look at every job at once, and return when each look was answered, whatever it said.
         :param on_end: Called on the event loop with every job as it is seen ended. It must not block. When it

@@ -554,8 +554,10 @@ class TestTelling:
         assert (progress.as_json(10.0)["eta_seconds"], "ETA unknown" in progress.line(10.0)) == (None, True)
         for row in range(2):
             progress.saw(Landed(row, "g", 1.0, row == 0, None if row else 0.5))
-        assert (progress.succeeded, progress.failed, progress.cost) == (1, 1, 0.5)
+        assert (progress.succeeded, progress.failed, progress.cost, progress.unpriced) == (1, 1, 0.5, 0)
         assert progress.as_json(10.0)["eta_seconds"] == 10
+        progress.saw(Landed(3, "c", 1.0, succeeded=True, cost=None))
+        assert progress.line(10.0).endswith("cost so far about $0.5000, without 1 rows of unknown price")
 
 
 class TestSending:

@@ -111,6 +111,19 @@ class TestCost:
         manifest = world.attempt(prompts(1), **TYPED)
         assert manifest["cost"] == pytest.approx(2 * (PROMPT + COMPLETION) / 1e6)
 
+    def test_what_has_no_price_is_counted(self, world: World) -> None:
+        """The cost is that of the others, and says so."""
+        look = world.service._result
+
+        def renamed(job_id: str) -> httpx.Response:
+            return httpx.Response(200, json={**look(job_id).json(), "model": None})
+
+        world.service._result = renamed  # type: ignore[method-assign]
+        world.fields.update(prices='{"priced": [1, 1]}')
+        manifest = world.attempt([{"prompt": "a", "model": "priced"}, {"prompt": "b", "model": "unheard of"}])
+        assert manifest["cost"] == pytest.approx((PROMPT + COMPLETION) / 1e6)
+        assert manifest["jobs_without_price"] == 1
+
     def test_a_job_without_a_count_costs_nothing_that_is_known(self, world: World) -> None:
         """The row is there all the same."""
         world.service.answer = lambda prompt: "ERROR"
@@ -368,7 +381,7 @@ class TestLost:
 
     SAID = (
         ("lost", httpx.Response(404, json={"message": "no such job"})),
-        ("refused", httpx.Response(400, json={"message": "not for you"})),
+        ("withheld", httpx.Response(400, json={"message": "not for you"})),
     )
 
     @staticmethod
