@@ -325,10 +325,6 @@ class Service(ABC):
     def job_from(self, job_id: str, body: Mapping[str, Any]) -> Job:
         """Read the body of a look. Never raises: what cannot be read is left out."""
 
-    def unseen(self, job_id: str, word: str) -> Job:
-        """Return the job as pending although no look at it was answered."""
-        return Job(job_id=job_id, service=self.name, state=JobState.PENDING, status=word)
-
     def lost(self, job_id: str) -> Job:
         """Return the job as failed because the service does not know it any more."""
         message = (

@@ -277,11 +277,6 @@ class TestClassification:
         with pytest.raises(Unavailable, match="answered 200 with"):
             service.read_job("j1", answer(200, content))
 
-    def test_a_job_nobody_saw_is_pending(self, service: Service) -> None:
-        """Without an answered look there is only a word of ours."""
-        job = service.unseen("j1", "not seen yet")
-        assert (job.job_id, job.done, job.status, job.service) == ("j1", False, "not seen yet", service.name)
-
     def test_a_withheld_job_is_failed_with_the_reason(self, service: Service) -> None:
         """What the service refuses to show has ended, for us."""
         refused = service.look_error("j1", answer(410, json={"message": "gone"}))
