@@ -367,7 +367,8 @@ class Run:
         """
         if before.owner != self.plan.owner:
             raise LedgerTaken(
-                f"{self.directory.uri!r} is the run of {before.owner}, not of {self.plan.owner}."
+                f"{self.directory.uri!r} is the bulk run of {before.owner}, not of {self.plan.owner}. "
+                "Nothing was sent. Give this one a result_path of its own, then clear the task."
             )
         if staged.fingerprint == before.fingerprint:
             return folder
@@ -381,7 +382,10 @@ class Run:
         if folder != self._own:
             again = stage(source, self.plan, RequestWriter(self.directory, self._own))
             if again.fingerprint != staged.fingerprint:
-                raise InputChanged(f"{source.name} changes while it is read. Nothing was sent.")
+                raise InputChanged(
+                    f"{source.name} changes while it is read. Nothing was sent. Wait until it is "
+                    "written, then clear the task."
+                )
         return self._own
 
     def _stage_again(self, source: Source, before: Opened) -> Staged:

@@ -54,6 +54,11 @@ class Owner:
         """Return Airflow's task instance as an owner."""
         return cls(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
 
+    def __str__(self) -> str:
+        """Return it as people name it."""
+        of_map = f", map index {self.map_index}" if self.map_index >= 0 else ""
+        return f"task {self.dag_id}.{self.task_id} in run {self.run_id!r}{of_map}"
+
     @property
     def directory(self) -> str:
         """

@@ -133,8 +133,8 @@ class TestRetries:
     ) -> None:
         """Two task instances never mix."""
         world.take_up(prompts(5))
-        monkeypatch.setattr("tests.unit.bulk.world.OWNER", Owner("dag", "run", "other"))
-        with pytest.raises(LedgerTaken, match="other"):
+        monkeypatch.setattr("tests.unit.bulk.world.OWNER", Owner("dag", "run", "other", 2))
+        with pytest.raises(LedgerTaken, match=r"not of task dag\.other in run 'run', map index 2\. Nothing"):
             world.take_up(prompts(5))
 
     def test_unknown_rows_end_unknown(self, world: World) -> None:
