@@ -40,7 +40,7 @@ class Server:
         self.seen: list[Seen] = []
         self.connections = 0
         self.stopped = threading.Event()
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._socket = socket.socket()
@@ -53,6 +53,12 @@ class Server:
     def url(self) -> str:
         """The server's base URL."""
         return f"http://127.0.0.1:{self.port}"
+
+    def requests(self, at_least: int) -> list[Seen]:
+        """Return what came, once so many have: a client may have given up before they are read."""
+        with self._turn:
+            self._turn.wait_for(lambda: len(self.seen) >= at_least, 30)
+            return list(self.seen)
 
     def listen(self) -> None:
         """Begin to accept; until then a connection is refused."""
@@ -67,7 +73,7 @@ class Server:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        with self._lock:
+        with self._turn:
             opened = list(self._open)
         for connection in opened:
             with suppress(OSError):
@@ -85,7 +91,7 @@ class Server:
         with suppress(OSError):
             while True:
                 connection, _ = self._socket.accept()
-                with self._lock:
+                with self._turn:
                     self._open.append(connection)
                     self.connections += 1
                     number = self.connections
@@ -94,8 +100,9 @@ class Server:
     def _serve(self, connection: socket.socket, number: int) -> None:
         with connection, suppress(OSError):
             while (seen := _read(connection, number)) is not None:
-                with self._lock:
+                with self._turn:
                     self.seen.append(seen)
+                    self._turn.notify_all()
                     behave = self._script.pop(0) if len(self._script) > 1 else self._script[0]
                 if not behave(self, connection):
                     return

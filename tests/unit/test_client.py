@@ -694,7 +694,7 @@ class TestRealServer:
             caller = drive_real(server.url, timeout=0.25, connect_timeout=0.5)
             with pytest.raises(OutcomeUnknown):
                 caller.submit(REQUEST, deadline=0)
-            assert len(server.seen) == 1
+            assert len(server.requests(1)) == 1
             with pytest.raises(Unavailable):
                 caller.look("job-1")
 
