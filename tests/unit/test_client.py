@@ -30,6 +30,7 @@ from airflow_provider_distribute.exceptions import (
     OutcomeUnknown,
     RequestRefused,
     Unavailable,
+    WorkerStopped,
 )
 from airflow_provider_distribute.models import ChatRequest
 from airflow_provider_distribute.pacing import RETRY_AFTER_CAP, Backoff, RateLimit
@@ -434,6 +435,20 @@ class TestSubmissions:
             caller.submit(REQUEST, deadline=clock.time() + 30)
         assert len(wire.requests) == 1
         assert (caught.value.status, caught.value.retry_after, caught.value.throttled) == (429, 60.0, True)
+
+    def test_who_submits_may_stop_it_before_each_sending(self, drive: Drive) -> None:
+        """A worker that was told to stop while it waits to be accepted sends nothing more."""
+        asked: list[int] = []
+
+        def stop_the_second() -> None:
+            asked.append(1)
+            if len(asked) == 2:
+                raise WorkerStopped("Told to.")
+
+        caller, wire = drive(refusal(429))
+        with pytest.raises(WorkerStopped):
+            caller.submit(REQUEST, before_sending=stop_the_second)
+        assert len(wire.requests) == 1
 
     def test_a_deadline_in_the_past_still_sends_once(
         self, contract: Contract, drive: Drive, clock: Clock

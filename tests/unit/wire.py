@@ -71,9 +71,9 @@ class Caller:
         """The client's rate limit."""
         return self.client.limit
 
-    def submit(self, request: ChatRequest, *, deadline: float | None = None) -> str:
+    def submit(self, request: ChatRequest, **options: Any) -> str:
         """As the client's."""
-        job_id: str = self._settle(self.client.submit(request, deadline=deadline))
+        job_id: str = self._settle(self.client.submit(request, **options))
         return job_id
 
     def submit_once(self, call: Call) -> str:
