@@ -116,6 +116,11 @@ class Attempt:
         ended = self._send_and_resume(staged)
         again = ended.error is not None and ended.error.transient and not ended.manifest["counts"]["expired"]
         if landed_only and again:
+            self._logger.info(
+                "An earlier attempt had asked everything and could not land it. It is landed now, and the %d "
+                "rows that did not succeed are asked again.",
+                len(self._run.state.again),
+            )
             self._run.begin_again(staged, now=time.time())
             ended = self._send_and_resume(staged)
         return ended
