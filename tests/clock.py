@@ -16,7 +16,7 @@ T = TypeVar("T")
 #: An epoch instant in 2025; no clock starts at zero.
 EPOCH = 1_750_000_000.0
 #: Seconds in earnest that a thread may take which works for an event loop.
-THREAD_SECONDS = 10.0
+THREAD_SECONDS = 60.0
 
 
 class Ticking(Protocol):

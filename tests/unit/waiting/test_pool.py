@@ -75,6 +75,7 @@ class Scene:
         self.closed = 0
         self.closing_takes = 0.0
         self.pool = Pool(self.settings, self.open_client)
+        self.pool._rng.seed(1)  # The same looks in every run.
 
     @property
     def now(self) -> float:
@@ -405,7 +406,7 @@ class TestSharing:
         async def act() -> None:
             scene.ends = {job_id: (300.0 + n, "succeeded") for n, job_id in enumerate(ids(60))}
             await asyncio.gather(*(scene.wait(job_id) for job_id in ids(60)))
-            assert scene.now < 420
+            assert scene.now < 450
 
         scene.play(act())
         assert scene.opened == 1
@@ -618,7 +619,7 @@ class TestPace:
         async def act() -> None:
             scene.ends = {"a": (1.5, "succeeded")}
             await scene.wait("a", poke_interval=60.0)
-            assert scene.now < 10.0
+            assert scene.now < 10.5
 
         scene.play(act())
 
