@@ -253,7 +253,8 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         if job_id := record.job_id(index):
             self.log.info("Re-attached to job %s, which an earlier attempt submitted.", job_id)
             return job_id
-        if record.in_doubt(index):
+        doubtful = record.in_doubt(index)
+        if doubtful:
             self.log.warning(
                 "An earlier attempt was sending request %d of %d when it ended. Whether the service accepted "
                 "it is unknown: it is sent again, and may be paid twice.",
@@ -265,7 +266,8 @@ class SubmitAsyncChatOperator(LeavesJobsRunning, BaseOperator):
         try:
             job_id = hook.client.submit(request, deadline=deadline, before_sending=self._refuse_if_killed)
         except InferenceError as error:
-            if not isinstance(error, OutcomeUnknown):
+            # What becomes of this sending says nothing of the earlier one.
+            if not doubtful and not isinstance(error, OutcomeUnknown):
                 record.write_refused(index)
             raise
         record.note_accepted(index, job_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import get_current_context
 
 from airflow_provider_distribute.operators.chat import AsyncChatOperator, SubmitAsyncChatOperator
 from tests.airflow.supervisor import HAS_STATE_STORE
@@ -291,6 +292,25 @@ def test_store_that_fails_after_the_last_request_fails_nothing(
     assert task.attempt(retries_left=False).state == "success"
     assert wire.paid == 2
     assert "All requests were accepted, but the record of the last one could not be written" in log.text
+
+
+@needs_store
+@pytest.mark.parametrize("fault", ["402", "stopped"])
+def test_doubt_outlives_a_request_that_is_not_taken(
+    operator: Any, life: Live, wire: Wire, log: Log, fault: str
+) -> None:
+    """The request before it may have been accepted all the same: the attempt after next says so as well."""
+    wire.fault("500", operation="submit", count=1)
+    task = life(asking(operator, ["a", "b"]))
+    task.attempt()
+    wire.fault("402" if fault == "402" else "429", operation="submit", count=1, retry_after=40)
+    if fault == "stopped":
+        wire.listener = lambda request: get_current_context()["ti"].task.on_kill()
+    task.attempt()
+    wire.listener = lambda request: None
+    assert log.text.count("it is sent again, and may be paid twice") == 1
+    assert task.attempt().state == "success"
+    assert log.text.count("it is sent again, and may be paid twice") == 2
 
 
 @needs_store
